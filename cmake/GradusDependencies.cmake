@@ -1,0 +1,28 @@
+# Every library comes from Debian's packages; scripts/install_dependencies.sh names them.
+
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(yaml-cpp REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
+pkg_check_modules(hwy_contrib REQUIRED IMPORTED_TARGET libhwy-contrib)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+find_package(dnnl REQUIRED)
+
+if(GRADUS_MPI)
+  find_package(MPI REQUIRED COMPONENTS CXX)
+endif()
+if(GRADUS_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(GRADUS_BENCH)
+  find_package(benchmark REQUIRED)
+endif()
+
+if(NOT TARGET yaml-cpp::yaml-cpp)
+  add_library(yaml-cpp::yaml-cpp ALIAS yaml-cpp)
+endif()

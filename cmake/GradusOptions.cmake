@@ -1,0 +1,56 @@
+# Compiler settings that every target of the project shares, and the helpers that declare targets.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+
+find_program(GRADUS_CCACHE ccache)
+if(GRADUS_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${GRADUS_CCACHE}")
+endif()
+
+add_library(gradus_options INTERFACE)
+target_include_directories(gradus_options INTERFACE "${PROJECT_SOURCE_DIR}/src")
+# -ffp-contract=off: a multiply and an add fuse only where the source says so, which keeps the
+# results of one source independent of how the compiler happens to arrange it.
+target_compile_options(gradus_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow
+                                                -Wnon-virtual-dtor -ffp-contract=off)
+if(GRADUS_WERROR)
+  target_compile_options(gradus_options INTERFACE -Werror)
+endif()
+if(GRADUS_SANITIZE)
+  target_compile_options(gradus_options INTERFACE "-fsanitize=${GRADUS_SANITIZE}"
+                                                  -fno-omit-frame-pointer
+                                                  -fno-sanitize-recover=all)
+  target_link_options(gradus_options INTERFACE "-fsanitize=${GRADUS_SANITIZE}")
+endif()
+
+# gradus_library(NAME SOURCES file… LINK target…): one static library per folder of src/.
+function(gradus_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINK;PRIVATE_LINK" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC gradus_options ${ARG_LINK} PRIVATE ${ARG_PRIVATE_LINK})
+endfunction()
+
+# gradus_test(NAME SOURCES file… LINK target… [LABELS label…]): one GoogleTest program and
+# one ctest entry. NAME is the path below tests/ with slashes as dots.
+function(gradus_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
+  string(REPLACE "." "_" target "${name}_test")
+  add_executable(${target} ${ARG_SOURCES})
+  target_link_libraries(${target} PRIVATE gradus_options ${ARG_LINK} GTest::gtest_main GTest::gmock)
+  set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_test(NAME ${name} COMMAND ${target} --gtest_brief=1
+           WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()
