@@ -11,7 +11,7 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
 pkg_check_modules(hwy_contrib REQUIRED IMPORTED_TARGET libhwy-contrib)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
-find_package(dnnl REQUIRED)
+find_package(OneDNN REQUIRED)
 
 if(GRADUS_MPI)
   find_package(MPI REQUIRED COMPONENTS CXX)

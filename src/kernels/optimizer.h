@@ -1,0 +1,41 @@
+#pragma once
+
+#include "core/executor.h"
+#include "core/step_state.h"
+#include "core/tensor.h"
+
+namespace gradus {
+
+/// Elements that share one partial of a norm: a fixed logical chunk, whatever the layout.
+inline constexpr int64_t kNormChunk = 1024;
+
+/// partials[i] = Σ in² over chunk i of kNormChunk elements, in fp64. in (n), partials fp64
+/// (ceil(n / kNormChunk)). Deterministic: chunks are summed in a fixed order whatever the threads.
+void sum_of_squares(Executor& x, Tensor partials, ConstTensor in);
+
+struct StepDecision {
+  double clip_norm = 0.0;  ///< 0: do not clip
+  double lr = 0.0;         ///< of this step
+};
+/// Decides one step from the norm's partials (fp64, added in index order) and the step's mean loss
+/// (fp64 (1)): writes every field of the state (u8, sizeof(StepState)).
+void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor loss,
+                 const StepDecision& decision);
+
+struct AdamW {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0.0;
+};
+/// Decoupled weight decay (arXiv:1711.05101, algorithm 2, with bias correction), on flat slices
+/// (n):
+///   g = clip_scale · grad;  m = β1 m + (1-β1) g;  v = β2 v + (1-β2) g²
+///   w = w - lr (m / (1-β1^t) / (√(v / (1-β2^t)) + ε) + weight_decay · w),  t = state.applied
+/// on the master weights, which are `master` (fp32) or, when that is undefined, `param` itself;
+/// param = round(master). m, v in the master's dtype; grad fp32 (fp64 for fp64).
+/// Does nothing when state.nonfinite.
+void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
+                ConstTensor state, const AdamW& options);
+
+}  // namespace gradus

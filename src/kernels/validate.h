@@ -1,0 +1,69 @@
+#pragma once
+
+#include <initializer_list>
+
+#include "core/error.h"
+#include "core/executor.h"
+#include "core/tensor.h"
+
+namespace gradus {
+
+/// The checks that every operation makes before it picks an implementation. Each throws ShapeError
+/// and names the operation and the tensor.
+
+/// The tensor is defined, on x's device and contiguous.
+inline void require_contiguous(const char* operation, const Executor& x,
+                               std::initializer_list<ConstTensor> tensors) {
+  for (const ConstTensor& tensor : tensors) {
+    if (!tensor.defined()) throw ShapeError("{}: a tensor is missing", operation);
+    if (tensor.device() != x.device()) {
+      throw ShapeError("{}: {} is on {}, the operation runs on {}", operation, describe(tensor),
+                       to_string(tensor.device()), to_string(x.device()));
+    }
+    if (!tensor.contiguous()) {
+      throw ShapeError("{}: {} is not contiguous", operation, describe(tensor));
+    }
+  }
+}
+
+inline void require_shape(const char* operation, const char* argument, const ConstTensor& tensor,
+                          const Shape& expected) {
+  if (!(tensor.shape() == expected)) {
+    throw ShapeError("{}: {} is {}, expected {}", operation, argument, describe(tensor),
+                     to_string(expected));
+  }
+}
+
+inline void require_dtype(const char* operation, const char* argument, const ConstTensor& tensor,
+                          DType expected) {
+  if (tensor.dtype() != expected) {
+    throw ShapeError("{}: {} is {}, expected {}", operation, argument, describe(tensor),
+                     to_string(expected));
+  }
+}
+
+[[noreturn]] inline void refuse_dtypes(const char* operation,
+                                       std::initializer_list<ConstTensor> tensors) {
+  std::string list;
+  for (const ConstTensor& tensor : tensors) {
+    list += (list.empty() ? "" : ", ") + describe(tensor);
+  }
+  throw ShapeError("{}: no implementation for {}", operation, list);
+}
+
+/// Calls body(S{}) with the C++ type of a floating dtype of the CPU backend (double, float, bf16).
+template <typename Body>
+void dispatch_float(const char* operation, const ConstTensor& tensor, Body&& body) {
+  switch (tensor.dtype()) {
+    case DType::fp64:
+      return body(double{});
+    case DType::fp32:
+      return body(float{});
+    case DType::bf16:
+      return body(bf16{});
+    default:
+      refuse_dtypes(operation, {tensor});
+  }
+}
+
+}  // namespace gradus
