@@ -35,6 +35,13 @@ void Executor::bind_scratch(Tensor memory) {
   scratch_used_ = 0;
 }
 
+std::shared_ptr<void>& Executor::state_slot(std::type_index type) {
+  for (auto& [key, slot] : states_) {
+    if (key == type) return slot;
+  }
+  return states_.emplace_back(type, nullptr).second;
+}
+
 Scratch::~Scratch() {
   x_.scratch_used_ = begin_;
   for (void* block : owned_) std::free(block);

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <typeindex>
+#include <utility>
 #include <vector>
 
 #include "core/tensor.h"
@@ -35,6 +37,15 @@ class Executor {
   /// tensor goes back to allocating it at need, as tests and tools do.
   void bind_scratch(Tensor memory);
 
+  /// What operations keep between calls on this executor, such as compiled primitives: one T,
+  /// default-constructed at the first call and destroyed with the executor.
+  template <typename T>
+  T& state() {
+    std::shared_ptr<void>& slot = state_slot(typeid(T));
+    if (slot == nullptr) slot = std::make_shared<T>();
+    return *static_cast<T*>(slot.get());
+  }
+
   void observe(OperationObserver* observer) { observer_ = observer; }
   /// Each operation ends with this.
   void completed(const char* operation, std::initializer_list<ConstTensor> written) {
@@ -47,11 +58,14 @@ class Executor {
  private:
   friend class Scratch;
 
+  std::shared_ptr<void>& state_slot(std::type_index type);
+
   Device device_;
   int threads_;
   OperationObserver* observer_ = nullptr;
   Tensor scratch_;
   int64_t scratch_used_ = 0;
+  std::vector<std::pair<std::type_index, std::shared_ptr<void>>> states_;
 };
 
 /// The bytes that `count` elements of T take in scratch memory, alignment included. An operation
