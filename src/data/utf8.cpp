@@ -1,0 +1,130 @@
+#include "data/utf8.h"
+
+#include <algorithm>
+#include <array>
+
+#include "core/error.h"
+
+namespace gradus {
+namespace {
+
+/// One row of table 3-7: the length of a sequence and the range of its second byte, which is where
+/// overlong forms, surrogates and values above U+10FFFF are told apart.
+struct LeadByte {
+  size_t length;  ///< 0: the byte cannot begin a sequence
+  unsigned char second_min = 0x80;
+  unsigned char second_max = 0xBF;
+};
+
+LeadByte lead_byte(unsigned char byte) {
+  if (byte < 0x80) return {1};
+  if (byte < 0xC2) return {0};
+  if (byte < 0xE0) return {2};
+  if (byte == 0xE0) return {3, 0xA0, 0xBF};
+  if (byte == 0xED) return {3, 0x80, 0x9F};
+  if (byte < 0xF0) return {3};
+  if (byte == 0xF0) return {4, 0x90, 0xBF};
+  if (byte < 0xF4) return {4};
+  if (byte == 0xF4) return {4, 0x80, 0x8F};
+  return {0};
+}
+
+bool is_continuation(char byte) { return !begins_code_point(byte); }
+
+/// Says what is wrong with the ill-formed sequence at the beginning of `text`.
+std::string describe_fault(std::string_view text) {
+  const auto first = static_cast<unsigned char>(text[0]);
+  const LeadByte lead = lead_byte(first);
+  if (lead.length == 0) {
+    if (first < 0xC0) return fmt::format("stray continuation byte 0x{:02X}", first);
+    if (first < 0xC2) return fmt::format("overlong sequence that begins with 0x{:02X}", first);
+    return fmt::format("byte 0x{:02X}, which UTF-8 never uses", first);
+  }
+  size_t present = 1;
+  while (present < std::min(lead.length, text.size()) && is_continuation(text[present])) ++present;
+  if (present > 1) {
+    const auto second = static_cast<unsigned char>(text[1]);
+    if (second < lead.second_min) {
+      return fmt::format("overlong sequence that begins with 0x{:02X} 0x{:02X}", first, second);
+    }
+    if (second > lead.second_max) {
+      return fmt::format("{} that begins with 0x{:02X} 0x{:02X}",
+                         first == 0xED ? "surrogate half" : "value above U+10FFFF", first, second);
+    }
+  }
+  return fmt::format("sequence that begins with 0x{:02X} is truncated after {} of {} bytes", first,
+                     present, lead.length);
+}
+
+}  // namespace
+
+std::string text_position(const TextSource& source, size_t offset) {
+  const auto line = 1 + std::count(source.text.begin(),
+                                   source.text.begin() + static_cast<std::ptrdiff_t>(offset), '\n');
+  return fmt::format("{}:{} (byte {})", source.name, line, offset);
+}
+
+char32_t decode_utf8_sequence(const TextSource& source, size_t& offset) {
+  const std::string_view text = source.text.substr(offset);
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const LeadByte lead = lead_byte(byte(0));
+  bool well_formed = lead.length > 0 && lead.length <= text.size();
+  if (well_formed && lead.length > 1) {
+    well_formed = byte(1) >= lead.second_min && byte(1) <= lead.second_max;
+    for (size_t i = 2; i < lead.length; ++i) well_formed &= is_continuation(text[i]);
+  }
+  if (!well_formed) {
+    throw DataError(
+        "{}: invalid UTF-8: {}; convert the text first, for example with "
+        "iconv -f ENCODING -t UTF-8",
+        text_position(source, offset), describe_fault(text));
+  }
+  constexpr std::array<unsigned char, 5> kLeadMask = {0, 0x7F, 0x1F, 0x0F, 0x07};
+  char32_t code_point = byte(0) & kLeadMask[lead.length];
+  for (size_t i = 1; i < lead.length; ++i) code_point = (code_point << 6) | (byte(i) & 0x3F);
+  offset += lead.length;
+  return code_point;
+}
+
+size_t code_point_boundary(std::string_view text, size_t offset) {
+  if (offset >= text.size()) return text.size();
+  while (offset > 0 && !begins_code_point(text[offset])) --offset;
+  return offset;
+}
+
+size_t code_point_offset(std::string_view text, size_t count) {
+  size_t offset = 0;
+  for (; offset < text.size(); ++offset) {
+    if (begins_code_point(text[offset]) && count-- == 0) break;
+  }
+  return offset;
+}
+
+void append_utf8(std::string& text, char32_t code_point) {
+  const auto push = [&](char32_t byte) { text.push_back(static_cast<char>(byte)); };
+  if (code_point < 0x80) {
+    push(code_point);
+  } else if (code_point < 0x800) {
+    push(0xC0 | (code_point >> 6));
+    push(0x80 | (code_point & 0x3F));
+  } else if (code_point < 0x10000) {
+    push(0xE0 | (code_point >> 12));
+    push(0x80 | ((code_point >> 6) & 0x3F));
+    push(0x80 | (code_point & 0x3F));
+  } else {
+    push(0xF0 | (code_point >> 18));
+    push(0x80 | ((code_point >> 12) & 0x3F));
+    push(0x80 | ((code_point >> 6) & 0x3F));
+    push(0x80 | (code_point & 0x3F));
+  }
+}
+
+std::string describe_code_point(char32_t code_point) {
+  const auto number = static_cast<uint32_t>(code_point);
+  if (number < 0x20 || (number >= 0x7F && number < 0xA0)) return fmt::format("U+{:04X}", number);
+  std::string text;
+  append_utf8(text, code_point);
+  return fmt::format("U+{:04X} '{}'", number, text);
+}
+
+}  // namespace gradus
