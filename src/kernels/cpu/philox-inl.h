@@ -41,37 +41,29 @@ namespace philox_detail {
 using D64 = hn::ScalableTag<uint64_t>;
 using V64 = hn::Vec<D64>;
 
-/// A lane holds one block's word in its lower 32 bits. The upper 32 are whatever the round left:
-/// the products read only the lower ones, and the last step clears them.
-struct Block {
-  V64 c0, c1, c2, c3;
-};
-
 HWY_INLINE V64 multiply_low_words(V64 a, V64 b) {
   const hn::Repartition<uint32_t, D64> d32;
   return hn::MulEven(hn::BitCast(d32, a), hn::BitCast(d32, b));
 }
 
-HWY_INLINE Block first_state(uint64_t counter_hi, V64 counter_lo) {
+/// One round. A lane holds one block's word in its lower 32 bits. The upper 32 are whatever the
+/// round before left: the products read only the lower ones, and store_words clears them.
+HWY_INLINE void round(V64& c0, V64& c1, V64& c2, V64& c3, V64 key0, V64 key1) {
   const D64 d;
-  return {counter_lo, hn::ShiftRight<32>(counter_lo), hn::Set(d, counter_hi),
-          hn::Set(d, counter_hi >> 32)};
+  const V64 product0 = multiply_low_words(c0, hn::Set(d, uint64_t{0xD2511F53u}));
+  const V64 product1 = multiply_low_words(c2, hn::Set(d, uint64_t{0xCD9E8D57u}));
+  c0 = hn::Xor(hn::ShiftRight<32>(product1), hn::Xor(c1, key0));
+  c1 = product1;
+  c2 = hn::Xor(hn::ShiftRight<32>(product0), hn::Xor(c3, key1));
+  c3 = product0;
 }
 
-HWY_INLINE Block round(const Block& c, V64 key0, V64 key1) {
-  const D64 d;
-  const V64 product0 = multiply_low_words(c.c0, hn::Set(d, uint64_t{0xD2511F53u}));
-  const V64 product1 = multiply_low_words(c.c2, hn::Set(d, uint64_t{0xCD9E8D57u}));
-  return {hn::Xor(hn::ShiftRight<32>(product1), hn::Xor(c.c1, key0)), product1,
-          hn::Xor(hn::ShiftRight<32>(product0), hn::Xor(c.c3, key1)), product0};
-}
-
-/// Words 0..3 of each block, blocks in lane order. Little-endian, as every Highway target.
-HWY_INLINE void store_words(const Block& c, uint32_t* HWY_RESTRICT out) {
+/// Words 0..3 of each block, blocks in lane order. Little-endian, as every target of Highway 1.0.
+HWY_INLINE void store_words(V64 c0, V64 c1, V64 c2, V64 c3, uint32_t* HWY_RESTRICT out) {
   const D64 d;
   const V64 low = hn::Set(d, uint64_t{0xFFFFFFFFu});
-  const V64 words01 = hn::Or(hn::And(c.c0, low), hn::ShiftLeft<32>(c.c1));
-  const V64 words23 = hn::Or(hn::And(c.c2, low), hn::ShiftLeft<32>(c.c3));
+  const V64 words01 = hn::Or(hn::And(c0, low), hn::ShiftLeft<32>(c1));
+  const V64 words23 = hn::Or(hn::And(c2, low), hn::ShiftLeft<32>(c3));
   hn::StoreInterleaved2(words01, words23, d, reinterpret_cast<uint64_t*>(out));
 }
 
@@ -81,45 +73,55 @@ HWY_INLINE void store_words(const Block& c, uint32_t* HWY_RESTRICT out) {
 /// counter_lo wraps at 2^64. No alignment asked for.
 inline void philox_words(uint64_t key, uint64_t counter_hi, uint64_t first_counter_lo,
                          int64_t count, uint32_t* HWY_RESTRICT out) {
-  using namespace philox_detail;  // NOLINT: local to this function
+  using philox_detail::D64;
+  using philox_detail::V64;
   const D64 d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const V64 weyl0 = hn::Set(d, uint64_t{0x9E3779B9u});
   const V64 weyl1 = hn::Set(d, uint64_t{0xBB67AE85u});
-  V64 counter = hn::Add(hn::Set(d, first_counter_lo), hn::Iota(d, 0));
   const V64 stride = hn::Set(d, static_cast<uint64_t>(lanes));
+  V64 counter = hn::Add(hn::Set(d, first_counter_lo), hn::Iota(d, 0));
 
   int64_t i = 0;
   // Two vectors at a time: a round of one waits for its products, the other fills the gap.
   for (; i + 2 * lanes <= count; i += 2 * lanes) {
-    Block a = first_state(counter_hi, counter);
-    Block b = first_state(counter_hi, hn::Add(counter, stride));
+    V64 a0 = counter;
+    V64 b0 = hn::Add(counter, stride);
+    counter = hn::Add(b0, stride);
+    V64 a1 = hn::ShiftRight<32>(a0);
+    V64 b1 = hn::ShiftRight<32>(b0);
+    V64 a2 = hn::Set(d, counter_hi);
+    V64 b2 = a2;
+    V64 a3 = hn::Set(d, counter_hi >> 32);
+    V64 b3 = a3;
     V64 key0 = hn::Set(d, key);
     V64 key1 = hn::Set(d, key >> 32);
     for (int r = 0; r < 10; ++r) {
-      a = round(a, key0, key1);
-      b = round(b, key0, key1);
+      philox_detail::round(a0, a1, a2, a3, key0, key1);
+      philox_detail::round(b0, b1, b2, b3, key0, key1);
       key0 = hn::Add(key0, weyl0);
       key1 = hn::Add(key1, weyl1);
     }
-    store_words(a, out + 4 * i);
-    store_words(b, out + 4 * (i + lanes));
-    counter = hn::Add(counter, hn::Add(stride, stride));
+    philox_detail::store_words(a0, a1, a2, a3, out + 4 * i);
+    philox_detail::store_words(b0, b1, b2, b3, out + 4 * (i + lanes));
   }
   for (; i < count; i += lanes) {
-    Block a = first_state(counter_hi, counter);
+    V64 c0 = counter;
+    V64 c1 = hn::ShiftRight<32>(counter);
+    V64 c2 = hn::Set(d, counter_hi);
+    V64 c3 = hn::Set(d, counter_hi >> 32);
     V64 key0 = hn::Set(d, key);
     V64 key1 = hn::Set(d, key >> 32);
     for (int r = 0; r < 10; ++r) {
-      a = round(a, key0, key1);
+      philox_detail::round(c0, c1, c2, c3, key0, key1);
       key0 = hn::Add(key0, weyl0);
       key1 = hn::Add(key1, weyl1);
     }
     if (i + lanes <= count) {
-      store_words(a, out + 4 * i);
+      philox_detail::store_words(c0, c1, c2, c3, out + 4 * i);
     } else {
       HWY_ALIGN uint32_t last[4 * hn::MaxLanes(D64())];
-      store_words(a, last);
+      philox_detail::store_words(c0, c1, c2, c3, last);
       std::memcpy(out + 4 * i, last, static_cast<size_t>(count - i) * 4 * sizeof(uint32_t));
     }
     counter = hn::Add(counter, stride);
