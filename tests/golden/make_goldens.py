@@ -227,8 +227,8 @@ def gpt2_tiny(weights, tokens, targets):
 
     print(f"loss  fp64 {loss64.item():.15f}  fp32 {loss32.item():.9f}")
     print(f"loss  of bf16 weights: fp64 {bf16_loss64.item():.15f}  autocast {bf16_loss.item():.9f}")
-    print("\ngradient: largest magnitude; relative to it, the error of fp32 and of bf16 autocast on this batch,")
-    print(f"and bf16's largest and RMS error over {BF16_BATCHES} batches")
+    print("\ngradient: largest magnitude; relative to it, the error of fp32 and of bf16 autocast on this")
+    print(f"batch, and bf16's largest and RMS error over {BF16_BATCHES} batches")
     for name, g in grad64.items():
         scale = g.abs().max()
         error = bf16_error[f"bf16.error.{name}"] / scale
