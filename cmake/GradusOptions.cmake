@@ -28,6 +28,8 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
                                                   -Wno-array-bounds -Wno-maybe-uninitialized
                                                   -Wno-restrict)
 endif()
+# Designated initialisers leave members to their defaults on purpose.
+target_compile_options(gradus_options INTERFACE -Wno-missing-field-initializers)
 if(GRADUS_WERROR)
   target_compile_options(gradus_options INTERFACE -Werror)
 endif()

@@ -6,7 +6,7 @@
 
 namespace gradus {
 
-enum class AttentionKind {
+enum class AttentionKind : uint8_t {
   flash,  ///< tiles of keys, online softmax, O(T) memory (arXiv:1805.02867, 2205.14135, 2307.08691)
   plain,  ///< the scores of one head at a time as a whole (T_q, T_k) matrix in scratch memory
 };

@@ -20,12 +20,29 @@ void copy(Executor& x, Tensor out, ConstTensor in) {
   x.completed("copy", {out});
 }
 
+void copy_strided(Executor& x, Tensor out, ConstTensor in) {
+  require_shape("copy_strided", "in", in, out.shape());
+  require_dtype("copy_strided", "in", in, out.dtype());
+  if (out.numel() > 0 && (out.stride(-1) != 1 || in.stride(-1) != 1)) {
+    throw ShapeError("copy_strided: the last axes of {} and {} must be contiguous", describe(out),
+                     describe(in));
+  }
+  cpu::copy_strided(x, out, in);
+  x.completed("copy_strided", {out});
+}
+
 void add(Executor& x, Tensor out, ConstTensor in) {
   require_contiguous("add", x, {out, in});
   require_shape("add", "in", in, out.shape());
   require_dtype("add", "in", in, out.dtype());
   cpu::add(x, out, in);
   x.completed("add", {out});
+}
+
+void scale(Executor& x, Tensor inout, double factor) {
+  require_contiguous("scale", x, {inout});
+  cpu::scale(x, inout, factor);
+  x.completed("scale", {inout});
 }
 
 bool all_finite(Executor& x, ConstTensor in) {

@@ -1,5 +1,7 @@
 #include "kernels/cpu/elementwise.h"
 
+#include <cstring>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/elementwise.cpp"
 #include <hwy/foreach_target.h>
@@ -65,6 +67,19 @@ void add_all(Executor& x, Tensor out, ConstTensor in) {
   });
 }
 
+void scale_all(Executor& x, Tensor inout, double factor) {
+  dispatch_float("scale", inout, [&]<typename S>(S) {
+    const Tag<S> d;
+    S* p = inout.as<S>();
+    const auto f = hn::Set(d, static_cast<Compute<S>>(factor));
+    parallel_ranges(x, inout.numel(), kGrain, [&](int64_t begin, int64_t end, int) {
+      for_each_vector(d, end - begin, [&](int64_t i, size_t lanes) {
+        store_some(d, hn::Mul(f, load_some(d, p + begin + i, lanes)), p + begin + i, lanes);
+      });
+    });
+  });
+}
+
 bool are_all_finite(Executor& x, ConstTensor in) {
   bool finite = true;
   dispatch_float("all_finite", in, [&]<typename S>(S) {
@@ -95,11 +110,32 @@ namespace gradus::cpu {
 HWY_EXPORT(fill_all);
 HWY_EXPORT(copy_all);
 HWY_EXPORT(add_all);
+HWY_EXPORT(scale_all);
 HWY_EXPORT(are_all_finite);
 
 void fill(Executor& x, Tensor out, double value) { HWY_DYNAMIC_DISPATCH(fill_all)(x, out, value); }
 void copy(Executor& x, Tensor out, ConstTensor in) { HWY_DYNAMIC_DISPATCH(copy_all)(x, out, in); }
+void copy_strided(Executor& x, Tensor out, ConstTensor in) {
+  const int64_t run = out.size(-1);
+  const int64_t runs = run == 0 ? 0 : out.numel() / run;
+  const auto offset = [](const ConstTensor& tensor, int64_t index) {
+    int64_t elements = 0;
+    for (int axis = tensor.rank() - 2; axis >= 0; --axis) {
+      elements += index % tensor.size(axis) * tensor.stride(axis);
+      index /= tensor.size(axis);
+    }
+    return elements * size_of(tensor.dtype());
+  };
+  const int64_t bytes = run * size_of(out.dtype());
+  parallel_for(x, runs, 4096 / (run + 1) + 1, [&](int64_t i) {
+    std::memcpy(out.data() + offset(out, i), in.data() + offset(in, i), static_cast<size_t>(bytes));
+  });
+}
+
 void add(Executor& x, Tensor out, ConstTensor in) { HWY_DYNAMIC_DISPATCH(add_all)(x, out, in); }
+void scale(Executor& x, Tensor inout, double factor) {
+  HWY_DYNAMIC_DISPATCH(scale_all)(x, inout, factor);
+}
 bool all_finite(Executor& x, ConstTensor in) { return HWY_DYNAMIC_DISPATCH(are_all_finite)(x, in); }
 
 }  // namespace gradus::cpu

@@ -1,0 +1,33 @@
+#include "model/embedding_layer.h"
+
+#include "kernels/embedding.h"
+
+namespace gradus {
+namespace {
+
+/// The first vocabulary row that this rank holds.
+int64_t first_row(const Tensor& token, const TensorParallel& tp) {
+  return tp.rank() * token.size(0);
+}
+
+}  // namespace
+
+void embedding_forward(Executor& x, const Tensor& out_part, const Tensor& full,
+                       const ConstTensor& tokens, const EmbeddingParams& w, int64_t first_position,
+                       const DropoutSites& dropout, TensorParallel& tp) {
+  token_embedding_forward(x, full, tokens, w.token, first_row(w.token, tp));  // 1
+  tp.reduce_scatter(x, out_part, full);                                       // 2
+  position_embedding_forward(x, out_part, w.position, first_position + dropout.first_position,
+                             dropout.at(0, DropoutSite::embedding));  // 3
+}
+
+void embedding_backward(Executor& x, const EmbeddingParams& dw, const Tensor& dout_part,
+                        const Tensor& dfull, const ConstTensor& tokens, int64_t first_position,
+                        const DropoutSites& dropout, TensorParallel& tp) {
+  position_embedding_backward(x, dout_part, dw.position, first_position + dropout.first_position,
+                              dropout.at(0, DropoutSite::embedding));             // 3
+  tp.reduce_scatter_backward(x, dfull, dout_part);                                // 2
+  token_embedding_backward(x, dw.token, dfull, tokens, first_row(dw.token, tp));  // 1
+}
+
+}  // namespace gradus

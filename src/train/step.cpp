@@ -1,0 +1,123 @@
+#include "train/step.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+
+namespace gradus {
+namespace {
+
+/// Remembers the first tensor that was written with a value that is not finite.
+class FirstNonfinite final : public OperationObserver {
+ public:
+  explicit FirstNonfinite(Executor& x) : x_(x) { x_.observe(this); }
+  ~FirstNonfinite() override { x_.observe(nullptr); }
+  FirstNonfinite(const FirstNonfinite&) = delete;
+  FirstNonfinite& operator=(const FirstNonfinite&) = delete;
+
+  void completed(const char* operation, const ConstTensor& written) override {
+    ++count_;
+    if (!found_.empty() || written.dtype() == DType::i32 || written.dtype() == DType::u8) return;
+    if (!written.contiguous() || all_finite(x_, written)) return;
+    found_ = fmt::format("{} wrote a non-finite value to {} (operation {} of the step)", operation,
+                         describe(written), count_);
+  }
+  const std::string& found() const { return found_; }
+
+ private:
+  Executor& x_;
+  std::string found_;
+  int64_t count_ = 0;
+};
+
+std::span<int32_t> span_of(const Tensor& tensor) {
+  return {tensor.as<int32_t>(), static_cast<size_t>(tensor.numel())};
+}
+
+int64_t count_targets(const Tensor& targets) {
+  const auto ids = span_of(targets);
+  return std::ranges::count_if(ids, [](int32_t id) { return id != kIgnoredTarget; });
+}
+
+}  // namespace
+
+Stepper::Stepper(const Config& config, TrainingModel& model, LayerHooks& hooks)
+    : config_(config), model_(model), hooks_(hooks) {}
+
+void Stepper::read_batch(const Loader& loader, int64_t first_sample) {
+  first_sample_ = first_sample;
+  loader.read(first_sample, span_of(model_.tokens()), span_of(model_.targets()));
+  target_count_ = count_targets(model_.targets());
+  if (target_count_ == 0) {
+    throw DataError("the batch at sample {} has no target to learn from", first_sample);
+  }
+}
+
+MicroBatch Stepper::micro_batch(int64_t index) const {
+  const int64_t B = model_.gpt().sizes().B;
+  return {.tokens = model_.tokens().slice(0, index * B, B),
+          .targets = model_.targets().slice(0, index * B, B),
+          .loss_sum = model_.loss(),
+          .gradient_scale = 1.0 / static_cast<double>(target_count_),
+          .dropout = {.p = config_.model.dropout,
+                      .seed = static_cast<uint64_t>(config_.seed),
+                      .first_sample = first_sample_ + index * B}};
+}
+
+void Stepper::accumulate_gradients() {
+  Executor& x = model_.executor();
+  model_.optimizer().zero_gradients(x);
+  fill(x, model_.loss(), 0.0);
+  for (int64_t m = 0; m < model_.micro_batches(); ++m) {
+    model_.gpt().forward_backward(x, micro_batch(m), hooks_);
+  }
+  scale(x, model_.loss(), 1.0 / static_cast<double>(target_count_));
+}
+
+StepState Stepper::run(const Loader& loader, int64_t first_sample, double lr) {
+  read_batch(loader, first_sample);
+  accumulate_gradients();
+  model_.optimizer().step(model_.executor(), lr, model_.loss());
+  return model_.optimizer().state();
+}
+
+std::string Stepper::find_nonfinite() {
+  FirstNonfinite first(model_.executor());
+  for (const Parameter& parameter : model_.parameters().all()) {
+    if (!all_finite(model_.executor(), parameter.value)) {
+      return fmt::format("the weights of {} are not finite", parameter.spec.name);
+    }
+  }
+  accumulate_gradients();
+  if (!first.found().empty()) return first.found();
+  return "every tensor of the step is finite: the sum of squares of the gradients overflowed";
+}
+
+Stepper::Evaluation Stepper::evaluate(const Loader& loader, int64_t batches) {
+  Executor& x = model_.executor();
+  const Sizes& sizes = model_.gpt().sizes();
+  const int64_t samples = loader.samples_per_epoch();
+  batches = std::min(batches, (samples + sizes.B - 1) / sizes.B);
+  MicroBatch batch{.tokens = model_.tokens().slice(0, 0, sizes.B),
+                   .targets = model_.targets().slice(0, 0, sizes.B),
+                   .loss_sum = model_.loss()};
+  const auto tokens = span_of(model_.tokens().slice(0, 0, sizes.B));
+  const auto targets = span_of(model_.targets().slice(0, 0, sizes.B));
+  Evaluation result;
+  fill(x, model_.loss(), 0.0);
+  for (int64_t b = 0; b < batches; ++b) {
+    const int64_t count = std::min(sizes.B, samples - b * sizes.B);
+    const auto used = static_cast<size_t>(count * sizes.T);
+    loader.read(b * sizes.B, tokens.first(used), targets.first(used));
+    std::ranges::fill(tokens.subspan(used), 0);
+    std::ranges::fill(targets.subspan(used), kIgnoredTarget);
+    result.targets += count * sizes.T;
+    model_.gpt().forward(x, batch, hooks_);
+  }
+  result.loss = *model_.loss().as<double>() / static_cast<double>(result.targets);
+  return result;
+}
+
+}  // namespace gradus

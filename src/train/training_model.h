@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/arena.h"
+#include "core/executor.h"
+#include "core/parameters.h"
+#include "model/gpt.h"
+#include "optim/optimizer.h"
+#include "parallel/tensor_parallel.h"
+#include "train/config.h"
+
+namespace gradus {
+
+Precision precision_of(PrecisionPreset preset);
+
+/// Everything of a training run that lives in the arena: parameters, optimizer, model and the batch
+/// of one step. `gradus plan` makes one and only measures it.
+class TrainingModel {
+ public:
+  /// vocabulary: V. x and tp must outlive this. Throws ConfigError or ShapeError.
+  TrainingModel(const Config& config, int64_t vocabulary, Executor& x, TensorParallel& tp);
+
+  /// What the run will allocate.
+  std::unique_ptr<MemoryPlan> plan();
+  /// Allocates it. Throws MemoryError when it does not fit.
+  void allocate();
+  /// Draws the initial weights.
+  void initialize(uint64_t seed);
+
+  const Parameters& parameters() const { return parameters_; }
+  Optimizer& optimizer() { return optimizer_; }
+  const Optimizer& optimizer() const { return optimizer_; }
+  Gpt& gpt() { return gpt_; }
+  const Gpt& gpt() const { return gpt_; }
+  Executor& executor() { return x_; }
+  const Arena& arena() const { return *arena_; }
+
+  int64_t micro_batches() const { return micro_batches_; }
+  /// The step's tokens and targets, i32 (micro_batches · B, T).
+  const Tensor& tokens() const { return tokens_; }
+  const Tensor& targets() const { return targets_; }
+  /// fp64 (1).
+  const Tensor& loss() const { return loss_; }
+
+ private:
+  void declare(TensorVisitor& visitor);
+
+  Executor& x_;
+  int64_t micro_batches_;
+  Parameters parameters_;
+  Optimizer optimizer_;
+  Gpt gpt_;
+  Tensor tokens_;
+  Tensor targets_;
+  Tensor loss_;
+  std::unique_ptr<Arena> arena_;
+};
+
+}  // namespace gradus
