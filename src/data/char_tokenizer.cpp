@@ -28,8 +28,9 @@ std::unique_ptr<Tokenizer> CharTokenizer::parse(const nlohmann::json& definition
   vocab.reserve(entries->size());
   for (size_t id = 0; id < entries->size(); ++id) {
     const nlohmann::json& entry = (*entries)[id];
-    const TextSource text = {fmt::format("{}: \"vocab\"[{}]", name, id),
-                             entry.is_string() ? entry.get_ref<const std::string&>() : ""};
+    const std::string_view character =
+        entry.is_string() ? std::string_view(entry.get_ref<const std::string&>()) : "";
+    const TextSource text = {fmt::format("{}: \"vocab\"[{}]", name, id), character};
     size_t end = 0;
     const char32_t code_point = text.text.empty() ? 0 : decode_utf8(text, end);
     if (text.text.empty() || end != text.text.size()) {

@@ -9,8 +9,8 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "core/mapped_file.h"
 #include "data/dataset.h"
-#include "data/mapped_file.h"
 #include "data/tokenizer.h"
 #include "data/utf8.h"
 

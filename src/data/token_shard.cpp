@@ -159,8 +159,8 @@ void TokenShard::copy_as(int64_t first, std::span<int32_t> out) const {
 void TokenShard::copy(int64_t first, std::span<int32_t> out) const {
   const auto count = static_cast<int64_t>(out.size());
   if (first < 0 || first > token_count() - count) {
-    throw DataError("{}: tokens [{}, {}) are outside the shard's {} tokens", path().string(), first,
-                    first + count, token_count());
+    throw DataError("{}: {} tokens from {} on are outside the shard's {} tokens", path().string(),
+                    count, first, token_count());
   }
   token_type() == TokenType::kU16 ? copy_as<uint16_t>(first, out) : copy_as<uint32_t>(first, out);
 }

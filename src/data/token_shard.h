@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "data/atomic_file.h"
-#include "data/mapped_file.h"
+#include "core/atomic_file.h"
+#include "core/mapped_file.h"
 
 struct XXH3_state_s;
 

@@ -7,11 +7,11 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "core/atomic_file.h"
 #include "core/error.h"
-#include "data/atomic_file.h"
+#include "core/mapped_file.h"
 #include "data/byte_tokenizer.h"
 #include "data/char_tokenizer.h"
-#include "data/mapped_file.h"
 
 namespace gradus {
 namespace {

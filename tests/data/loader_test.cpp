@@ -4,9 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <numeric>
 #include <set>
 #include <string>
@@ -14,19 +11,8 @@
 
 #include "core/error.h"
 #include "data/prepare.h"
+#include "support/allocation_count.h"
 #include "support/temp_dir.h"
-
-namespace {
-std::atomic<int64_t> allocations = 0;
-}  // namespace
-
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace gradus {
 namespace {
@@ -195,9 +181,9 @@ TEST_F(LoaderTest, WindowsNeverCrossFromShardToShard) {
 TEST_F(LoaderTest, ReadingAllocatesNothing) {
   const Loader loader({.paths = {shard("a", 5000), shard("b", 999, 0)}, .context = 16});
   std::vector<int32_t> inputs(16 * 12), targets(16 * 12);
-  const int64_t before = allocations;
+  const int64_t before = test::allocation_count();
   for (int64_t sample = 0; sample < 1200; sample += 12) loader.read(sample, inputs, targets);
-  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(test::allocation_count(), before);
   EXPECT_GT(before, 0) << "allocations are not counted";
 }
 
