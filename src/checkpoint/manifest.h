@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+
+namespace gradus {
+
+inline constexpr int64_t kCheckpointFormatVersion = 1;
+inline constexpr std::string_view kManifestName = "manifest.json";
+
+/// Size and content of a file.
+struct FileRecord {
+  int64_t size = 0;
+  std::string xxh3_128;  ///< hexadecimal, as `xxhsum -H2` prints it
+
+  bool operator==(const FileRecord&) const = default;
+};
+
+FileRecord record_of(std::string_view bytes);
+/// Reads the file once, through a small buffer. Throws IoError.
+FileRecord record_of_file(const std::filesystem::path& path);
+
+/// The list of a checkpoint's files, by which a torn or altered one is known. Its text ends with
+/// its own checksum.
+struct Manifest {
+  int64_t step = 0;
+  std::map<std::string, FileRecord> files;  ///< by name within the folder, the manifest's excepted
+};
+
+std::string to_text(const Manifest& manifest);
+
+/// Reads FOLDER/manifest.json. Throws CheckpointError when it is missing, is not what to_text
+/// writes, or comes from a newer format; the message does not repeat the folder.
+Manifest read_manifest(const std::filesystem::path& folder);
+
+/// Throws CheckpointError when a file of the manifest is missing or has another size.
+void check_sizes(const std::filesystem::path& folder, const Manifest& manifest);
+/// Throws CheckpointError when a file is not as the manifest says.
+void check_record(const std::string& name, const FileRecord& found, const Manifest& manifest);
+
+}  // namespace gradus

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "core/step_state.h"
+
+namespace gradus {
+
+/// Every field, so that reading it back gives the same bits; infinities and NaN (their payload
+/// apart) as the strings "inf", "-inf" and "nan".
+nlohmann::json step_state_to_json(const StepState& state);
+
+/// Throws CheckpointError when a field is missing, unknown or of another type.
+StepState step_state_from_json(const nlohmann::json& json);
+
+}  // namespace gradus

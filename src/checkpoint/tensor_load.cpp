@@ -1,0 +1,102 @@
+#include "checkpoint/tensor_load.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <string_view>
+
+#include "checkpoint/convert.h"
+#include "core/error.h"
+
+namespace gradus {
+namespace {
+
+std::string file_shape(const SafetensorsEntry& entry) {
+  return fmt::format("({})", fmt::join(entry.shape, ", "));
+}
+
+bool same_shape(const SafetensorsEntry& entry, const Shape& shape) {
+  if (entry.shape.empty()) return shape == Shape{1};
+  return std::ranges::equal(entry.shape, shape.sizes());
+}
+
+void check_destination(const SafetensorsEntry& entry, const TensorDestination& destination,
+                       std::vector<std::string>& problems) {
+  const auto add = [&](const std::string& what) {
+    problems.push_back(fmt::format("{}: {}", printable(destination.name), what));
+  };
+  if (!same_shape(entry, destination.shape)) {
+    add(fmt::format("has shape {} in the file, expected {}", file_shape(entry),
+                    to_string(destination.shape)));
+    return;
+  }
+  for (const TensorPiece& piece : destination.pieces) {
+    const ConstTensorPiece view{piece.begin, piece.data};
+    const std::string problem = problem_of(view, destination.shape);
+    if (!problem.empty()) {
+      add(problem);
+    } else if (!entry.type->dtype || !convertible(*entry.type->dtype, piece.data.dtype())) {
+      add(fmt::format("is {} in the file, which cannot be read as {}", entry.type->name,
+                      to_string(piece.data.dtype())));
+    }
+  }
+}
+
+}  // namespace
+
+void check_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations,
+                   std::vector<std::string>& problems) {
+  std::set<std::string_view> expected;
+  for (const TensorDestination& destination : destinations) {
+    if (!expected.insert(destination.name).second) {
+      problems.push_back(fmt::format("{}: is asked for twice", printable(destination.name)));
+    }
+    if (const SafetensorsEntry* entry = file.find(destination.name); entry != nullptr) {
+      check_destination(*entry, destination, problems);
+    } else {
+      problems.push_back(fmt::format("{}: is missing from the file, expected shape {}",
+                                     printable(destination.name), to_string(destination.shape)));
+    }
+  }
+  for (const SafetensorsEntry& entry : file.entries()) {
+    if (!expected.contains(entry.name)) {
+      problems.push_back(fmt::format("{}: is in the file with shape {}, but not expected",
+                                     printable(entry.name), file_shape(entry)));
+    }
+  }
+}
+
+void copy_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations) {
+  for (const TensorDestination& destination : destinations) {
+    if (destination.pieces.empty()) continue;
+    const SafetensorsEntry& entry = *file.find(destination.name);
+    const DType from = *entry.type->dtype;
+    const std::byte* source = file.bytes(entry).data();
+    for (const TensorPiece& piece : destination.pieces) {
+      const DType to = piece.data.dtype();
+      for_each_run({piece.begin, piece.data}, destination.shape,
+                   [&](int64_t logical, int64_t memory, int64_t count) {
+                     convert_elements(piece.data.data() + memory * size_of(to), to,
+                                      source + logical * size_of(from), from, count);
+                   });
+    }
+    file.drop_pages(entry);
+  }
+}
+
+void throw_problems(const std::filesystem::path& source, const std::vector<std::string>& problems) {
+  if (problems.empty()) return;
+  throw CheckpointError(
+      "{}: {} {} fit; nothing was loaded:\n  {}", source.string(), problems.size(),
+      problems.size() == 1 ? "tensor does not" : "tensors do not", fmt::join(problems, "\n  "));
+}
+
+void load_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations) {
+  std::vector<std::string> problems;
+  check_tensors(file, destinations, problems);
+  throw_problems(file.path(), problems);
+  copy_tensors(file, destinations);
+}
+
+}  // namespace gradus
