@@ -14,10 +14,11 @@ inline constexpr double kLayernormEpsilon = 1e-5;
 /// Throws ShapeError.
 void layernorm_forward(Executor& x, Tensor out, Tensor mean, Tensor rstd, ConstTensor in,
                        ConstTensor weight, ConstTensor bias, double epsilon = kLayernormEpsilon);
-/// din += (the residual stream's gradient), dweight +=, dbias += (or undefined).
+/// din += (the residual stream's gradient, in the residual dtype), dweight +=, dbias += (or
+/// undefined), both fp32 (fp64 for fp64). dout in the activation dtype.
 void layernorm_backward(Executor& x, Tensor din, Tensor dweight, Tensor dbias, ConstTensor dout,
                         ConstTensor in, ConstTensor weight, ConstTensor mean, ConstTensor rstd);
-/// Scratch bytes of layernorm_backward.
+/// Scratch bytes of layernorm_backward; dtype: of in.
 int64_t layernorm_scratch(const Executor& x, int64_t channels, DType dtype);
 
 }  // namespace gradus

@@ -17,8 +17,12 @@ struct StepDecision {
   double clip_norm = 0.0;  ///< 0: do not clip
   double lr = 0.0;         ///< of this step
 };
-/// Decides one step from the norm's partials (fp64, added in index order) and the step's mean loss
-/// (fp64 (1)): writes every field of the state (u8, sizeof(StepState)).
+/// Decides one step from the norm's partials (fp64, added in index order; of gradients still
+/// multiplied by state.loss_scale) and the step's mean loss (fp64 (1), without that factor). Reads
+/// the state (u8, sizeof(StepState)) and writes every field but loss_scale:
+///   grad_norm = √(Σ partials) / loss_scale;  nonfinite = loss or grad_norm is not finite
+///   clip_scale = (0 < clip_norm < grad_norm ? clip_norm / grad_norm : 1) / loss_scale
+/// attempted, and either applied or skipped, go up by one.
 void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor loss,
                  const StepDecision& decision);
 
@@ -32,9 +36,9 @@ struct AdamW {
 /// (n):
 ///   g = clip_scale · grad;  m = β1 m + (1-β1) g;  v = β2 v + (1-β2) g²
 ///   w = w - lr (m / (1-β1^t) / (√(v / (1-β2^t)) + ε) + weight_decay · w),  t = state.applied
-/// on the master weights, which are `master` (fp32) or, when that is undefined, `param` itself;
-/// param = round(master). m, v in the master's dtype; grad fp32 (fp64 for fp64).
-/// Does nothing when state.nonfinite.
+/// on the master weights: `master` (fp32, param bf16) or, when that is undefined, `param` itself
+/// (fp32 or fp64); param = round(master). m, v, grad in the master weights' dtype, all of param's
+/// shape. The state has been decided: t >= 1. Does nothing when state.nonfinite. Throws ShapeError.
 void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
                 ConstTensor state, const AdamW& options);
 

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/executor.h"
+#include "core/rng.h"
 #include "core/tensor.h"
 
 namespace gradus {
@@ -39,6 +40,19 @@ inline void require_dtype(const char* operation, const char* argument, const Con
   if (tensor.dtype() != expected) {
     throw ShapeError("{}: {} is {}, expected {}", operation, argument, describe(tensor),
                      to_string(expected));
+  }
+}
+
+inline void require_rank(const char* operation, const char* argument, const ConstTensor& tensor,
+                         int rank) {
+  if (tensor.rank() != rank) {
+    throw ShapeError("{}: {} is {}, expected {} axes", operation, argument, describe(tensor), rank);
+  }
+}
+
+inline void require_dropout(const char* operation, const Dropout& dropout) {
+  if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {  // refuses NaN too
+    throw ShapeError("{}: the probability of dropout is {}, expected [0, 1)", operation, dropout.p);
   }
 }
 

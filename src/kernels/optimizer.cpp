@@ -1,0 +1,61 @@
+#include "kernels/optimizer.h"
+
+#include "kernels/cpu/optimizer.h"
+#include "kernels/validate.h"
+
+namespace gradus {
+namespace {
+
+void require_state(const char* operation, const ConstTensor& state) {
+  require_dtype(operation, "state", state, DType::u8);
+  require_shape(operation, "state", state, {static_cast<int64_t>(sizeof(StepState))});
+}
+
+}  // namespace
+
+void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
+  constexpr const char* kName = "sum_of_squares";
+  require_contiguous(kName, x, {partials, in});
+  require_dtype(kName, "partials", partials, DType::fp64);
+  require_shape(kName, "partials", partials, {(in.numel() + kNormChunk - 1) / kNormChunk});
+  cpu::sum_of_squares(x, partials, in);
+  x.completed(kName, {partials});
+}
+
+void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor loss,
+                 const StepDecision& decision) {
+  constexpr const char* kName = "decide_step";
+  require_contiguous(kName, x, {state, partials, loss});
+  require_state(kName, state);
+  require_dtype(kName, "partials", partials, DType::fp64);
+  require_dtype(kName, "loss", loss, DType::fp64);
+  require_shape(kName, "loss", loss, {1});
+  cpu::decide_step(state, partials, loss, decision);
+  x.completed(kName, {state});
+}
+
+void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
+                ConstTensor state, const AdamW& options) {
+  constexpr const char* kName = "adamw_step";
+  require_contiguous(kName, x, {param, m, v, grad, state});
+  require_state(kName, state);
+  const DType weights = accumulator_of(param.dtype());
+  if (master.defined()) {
+    require_contiguous(kName, x, {master});
+    require_shape(kName, "master", master, param.shape());
+    if (param.dtype() != DType::bf16 || master.dtype() != DType::fp32) {
+      refuse_dtypes(kName, {param, master});
+    }
+  } else if (param.dtype() != weights) {
+    throw ShapeError("{}: {} has no master weights; only fp32 and fp64 can be updated in place",
+                     kName, describe(param));
+  }
+  for (const ConstTensor& tensor : {ConstTensor(m), ConstTensor(v), grad}) {
+    require_shape(kName, "a moment or gradient", tensor, param.shape());
+    require_dtype(kName, "a moment or gradient", tensor, weights);
+  }
+  cpu::adamw_step(x, param, master, m, v, grad, state, options);
+  x.completed(kName, {param, master, m, v});
+}
+
+}  // namespace gradus
