@@ -46,15 +46,6 @@ int64_t count_targets(const Tensor& targets) {
 Stepper::Stepper(const Config& config, TrainingModel& model, LayerHooks& hooks)
     : config_(config), model_(model), hooks_(hooks) {}
 
-void Stepper::read_batch(const Loader& loader, int64_t first_sample) {
-  first_sample_ = first_sample;
-  loader.read(first_sample, span_of(model_.tokens()), span_of(model_.targets()));
-  target_count_ = count_targets(model_.targets());
-  if (target_count_ == 0) {
-    throw DataError("the batch at sample {} has no target to learn from", first_sample);
-  }
-}
-
 MicroBatch Stepper::micro_batch(int64_t index) const {
   const int64_t B = model_.gpt().sizes().B;
   return {.tokens = model_.tokens().slice(0, index * B, B),
@@ -77,7 +68,16 @@ void Stepper::accumulate_gradients() {
 }
 
 StepState Stepper::run(const Loader& loader, int64_t first_sample, double lr) {
-  read_batch(loader, first_sample);
+  loader.read(first_sample, span_of(model_.tokens()), span_of(model_.targets()));
+  return run(first_sample, lr);
+}
+
+StepState Stepper::run(int64_t first_sample, double lr) {
+  first_sample_ = first_sample;
+  target_count_ = count_targets(model_.targets());
+  if (target_count_ == 0) {
+    throw DataError("the batch at sample {} has no target to learn from", first_sample);
+  }
   accumulate_gradients();
   model_.optimizer().step(model_.executor(), lr, model_.loss());
   return model_.optimizer().state();

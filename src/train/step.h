@@ -19,6 +19,8 @@ class Stepper {
   /// forward and backward of each micro-batch, norm, clipping, AdamW at rate lr. Throws DataError
   /// when the batch has no target.
   StepState run(const Loader& loader, int64_t first_sample, double lr);
+  /// The same over what already stands in the model's tokens() and targets().
+  StepState run(int64_t first_sample, double lr);
 
   /// Runs the last step's forward and backward again, weights being unchanged since, and names the
   /// first tensor that is not finite and the operation that wrote it: "gelu_forward wrote … to
@@ -34,7 +36,6 @@ class Stepper {
   Evaluation evaluate(const Loader& loader, int64_t batches);
 
  private:
-  void read_batch(const Loader& loader, int64_t first_sample);
   void accumulate_gradients();
   MicroBatch micro_batch(int64_t index) const;
 

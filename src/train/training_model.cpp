@@ -2,9 +2,9 @@
 
 #include <utility>
 
-#include "core/error.h"
 #include "model/gpt_parameters.h"
 #include "model/initialize.h"
+#include "train/precision_preset.h"
 
 namespace gradus {
 namespace {
@@ -25,23 +25,6 @@ Gpt::Options gpt_options(const Config& config, int64_t vocabulary) {
 }
 
 }  // namespace
-
-Precision precision_of(PrecisionPreset preset) {
-  switch (preset) {
-    case PrecisionPreset::fp32:
-      return precision::kFp32;
-    case PrecisionPreset::bf16:
-      return precision::kBf16;
-    case PrecisionPreset::bf16_lean:
-      return precision::kBf16Lean;
-    case PrecisionPreset::fp64:
-      return precision::kFp64;
-    case PrecisionPreset::fp16:
-      break;
-  }
-  throw ConfigError("train.precision {} needs a GPU, which this build does not use",
-                    to_string(preset));
-}
 
 TrainingModel::TrainingModel(const Config& config, int64_t vocabulary, Executor& x,
                              TensorParallel& tp)

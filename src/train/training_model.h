@@ -13,8 +13,6 @@
 
 namespace gradus {
 
-Precision precision_of(PrecisionPreset preset);
-
 /// Everything of a training run that lives in the arena: parameters, optimizer, model and the batch
 /// of one step. `gradus plan` makes one and only measures it.
 class TrainingModel {

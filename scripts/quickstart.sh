@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained model: installs what is missing, builds, prepares the King James Bible,
+# trains configs/kjv_char_cpu.yaml, prints a sample and says where everything is. Run it again and it
+# goes on from where it was. Arguments (key=value) are handed to `gradus train`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+
+say "packages"
+scripts/install_dependencies.sh
+
+say "build"
+cmake --preset release -DGRADUS_TESTS=OFF -DGRADUS_BENCH=OFF -B build/quickstart >/dev/null
+cmake --build build/quickstart --target gradus
+gradus=build/quickstart/bin/gradus
+
+say "corpus: the King James Bible, by character"
+if [ ! -f data/kjv/train.bin ]; then
+  mkdir -p data
+  bible -f "gen1:1-rev22:21" > data/kjv.txt
+  "$gradus" data prepare --tokenizer char --out data/kjv data/kjv.txt
+fi
+"$gradus" data inspect data/kjv
+
+say "training configs/kjv_char_cpu.yaml"
+"$gradus" train configs/kjv_char_cpu.yaml "$@"
+
+say "a sample"
+"$gradus" generate runs/kjv_char_cpu --prompt "In the beginning " --tokens 400 --temperature 0.8 --seed 1
+
+say "where everything is"
+cat <<TEXT
+program      $gradus
+corpus       data/kjv.txt, as tokens in data/kjv
+metrics      runs/kjv_char_cpu/metrics.jsonl
+checkpoints  $(ls -d runs/kjv_char_cpu/checkpoints/step-* | tr '\n' ' ')
+more text    $gradus generate runs/kjv_char_cpu --prompt "And the " --tokens 400
+TEXT

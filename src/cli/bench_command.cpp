@@ -1,0 +1,138 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/config_arguments.h"
+#include "core/atomic_file.h"
+#include "core/rng.h"
+#include "kernels/implementation.h"
+#include "parallel/self_communicator.h"
+#include "train/step.h"
+#include "train/trainer.h"
+
+namespace gradus::cli {
+namespace {
+
+struct StepArguments {
+  ConfigArguments config;
+  int64_t steps = 20;
+  int64_t warmup = 3;
+};
+
+/// Random tokens and targets: the work of a step does not depend on them.
+void fill_random(const Tensor& ids, int64_t vocabulary, uint64_t site) {
+  int32_t* out = ids.as<int32_t>();
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    const uint32_t word = philox4x32(rng_key(1, site), 0, static_cast<uint64_t>(i))[0];
+    out[i] = static_cast<int32_t>(word % static_cast<uint64_t>(vocabulary));
+  }
+}
+
+/// Times whole optimizer steps; prints one JSON object.
+int bench_step(const StepArguments& arguments) {
+  const Config config = arguments.config.load();
+  Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(0)));
+  SelfCommunicator self("tp");
+  TensorParallel tp(self, false);
+  TrainingModel model(config, run_vocabulary(config), x, tp);
+  model.allocate();
+  model.initialize(static_cast<uint64_t>(config.seed));
+  LayerHooks hooks;
+  Stepper stepper(config, model, hooks);
+  const Sizes& sizes = model.gpt().sizes();
+  std::vector<double> seconds;
+  StepState state;
+  for (int64_t step = -arguments.warmup; step < arguments.steps; ++step) {
+    const auto site = static_cast<uint64_t>(step + arguments.warmup);
+    fill_random(model.tokens(), sizes.V, 2 * site);
+    fill_random(model.targets(), sizes.V, 2 * site + 1);
+    const auto begin = std::chrono::steady_clock::now();
+    state = stepper.run(0, config.optim.lr);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    if (step >= 0) seconds.push_back(took.count());
+  }
+  std::ranges::sort(seconds);
+  const double median = seconds[seconds.size() / 2];
+  const auto tokens = static_cast<double>(config.train.global_batch * sizes.T);
+  const nlohmann::json line = {
+      {"event", "bench"},
+      {"tokens_per_s", tokens / median},
+      {"step_ms", 1e3 * median},
+      {"step_ms_min", 1e3 * seconds.front()},
+      {"step_ms_max", 1e3 * seconds.back()},
+      {"steps", arguments.steps},
+      {"gflops", training_flops(sizes, static_cast<int64_t>(tokens)) / median * 1e-9},
+      {"peak_bytes", peak_resident_memory()},
+      {"arena_bytes", model.arena().plan().total_bytes()},
+      {"loss", state.loss},
+      {"precision", to_string(config.train.precision)},
+      {"threads", x.threads()},
+      {"vectors", vector_instruction_set()}};
+  fmt::print("{}\n", line.dump());
+  return 0;
+}
+
+struct BatchesArguments {
+  ConfigArguments config;
+  std::string out;
+};
+
+/// Writes the run's training batches, so that another program can train on the very same ones.
+int dump_batches(const BatchesArguments& arguments) {
+  const Config config = arguments.config.load();
+  const RunData data = RunData::open(config);
+  const int64_t B = config.train.global_batch;
+  const int64_t T = config.model.context;
+  const auto count = static_cast<size_t>(B * T);
+  std::vector<int32_t> inputs(count);
+  std::vector<int32_t> targets(count);
+  std::vector<int32_t> sample(static_cast<size_t>(T + 1));
+  AtomicFile file(arguments.out);
+  for (int64_t step = 0; step < config.train.steps; ++step) {
+    data.train.read(step * B, inputs, targets);
+    for (int64_t b = 0; b < B; ++b) {
+      std::copy_n(inputs.begin() + b * T, T, sample.begin());
+      sample.back() = targets[static_cast<size_t>(b * T + T - 1)];
+      file.write({reinterpret_cast<const char*>(sample.data()), sample.size() * sizeof(int32_t)});
+    }
+  }
+  file.publish();
+  fmt::print("wrote {}: i32 ({}, {}, {})\n", arguments.out, config.train.steps, B, T + 1);
+  return 0;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& program, Action& action) {
+  CLI::App* command = program.add_subcommand("bench", "Measure training on this machine");
+  command->require_subcommand(1);
+
+  auto step = std::make_shared<StepArguments>();
+  CLI::App* step_command = command->add_subcommand(
+      "step", "Time whole optimizer steps on random tokens; one JSON object on the output");
+  step->config.add_to(*step_command);
+  step_command->add_option("--steps", step->steps, "Steps to time; the median is reported")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  step_command->add_option("--warmup", step->warmup, "Steps before the first that counts")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  step_command->callback([step, &action] { action = [step] { return bench_step(*step); }; });
+
+  auto batches = std::make_shared<BatchesArguments>();
+  CLI::App* batches_command = command->add_subcommand(
+      "batches", "Write a run's training batches as i32 (steps, batch, context + 1)");
+  batches->config.add_to(*batches_command);
+  batches_command->add_option("--out", batches->out, "File to write")->required();
+  batches_command->callback(
+      [batches, &action] { action = [batches] { return dump_batches(*batches); }; });
+}
+
+}  // namespace gradus::cli

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace gradus::cli {
+
+/// Runs a subcommand; returns the program's exit code. Errors are thrown.
+using Action = std::function<int()>;
+
+// Each adds a subcommand, its options and its help to the program, and sets `action` when the user
+// chose it.
+void add_train(CLI::App& program, Action& action);
+void add_plan(CLI::App& program, Action& action);
+void add_generate(CLI::App& program, Action& action);
+void add_data(CLI::App& program, Action& action);
+void add_bench(CLI::App& program, Action& action);
+void add_info(CLI::App& program, Action& action);
+
+}  // namespace gradus::cli

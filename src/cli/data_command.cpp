@@ -1,0 +1,101 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/commands.h"
+#include "data/inspect.h"
+#include "data/prepare.h"
+#include "data/tokenizer.h"
+
+namespace gradus::cli {
+namespace {
+
+struct PrepareArguments {
+  std::vector<std::string> files;
+  std::string tokenizer = "char";
+  std::string tokenizer_file;
+  std::string out;
+  double val_fraction = 0.1;
+};
+
+int prepare_data(const PrepareArguments& arguments) {
+  const PrepareResult result = prepare({.inputs = {arguments.files.begin(), arguments.files.end()},
+                                        .out_dir = arguments.out,
+                                        .tokenizer = arguments.tokenizer,
+                                        .tokenizer_file = arguments.tokenizer_file,
+                                        .val_fraction = arguments.val_fraction});
+  fmt::print("{} bytes, {} characters; tokenizer {} with {} tokens\n", result.bytes,
+             result.characters, result.tokenizer, result.vocab_size);
+  fmt::print("wrote {}: {} training tokens, {} validation tokens\n", arguments.out,
+             result.train_tokens, result.val_tokens);
+  return 0;
+}
+
+/// Text on one line: what would end the line or move the cursor is written as an escape.
+std::string one_line(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\n') {
+      out += "\\n";
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+int inspect_data(const std::string& path) {
+  const DatasetInfo info = inspect(path);
+  fmt::print("tokenizer        {}\n", info.tokenizer.value_or("(no tokenizer.json beside it)"));
+  for (const ShardInfo& shard : info.shards) {
+    fmt::print("\n{}\n", shard.path.string());
+    fmt::print("  tokens         {} ({})\n", shard.token_count,
+               shard.token_type == TokenType::kU16 ? "u16" : "u32");
+    fmt::print("  vocabulary     {}\n", shard.vocab_size);
+    fmt::print("  tokenizer hash {:016x}\n", shard.tokenizer_hash);
+    fmt::print("  file size      {} bytes\n", shard.file_size);
+    fmt::print("  begins         {}\n", fmt::join(shard.first_tokens, " "));
+    if (shard.first_text) fmt::print("  as text        {}\n", one_line(*shard.first_text));
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_data(CLI::App& program, Action& action) {
+  CLI::App* command =
+      program.add_subcommand("data", "Turn text into token shards, and look at them");
+  command->require_subcommand(1);
+
+  auto arguments = std::make_shared<PrepareArguments>();
+  CLI::App* prepare_command =
+      command->add_subcommand("prepare", "Tokenize UTF-8 text into a folder to train on");
+  prepare_command->add_option("FILE", arguments->files, "UTF-8 text; several are joined in order")
+      ->required();
+  prepare_command
+      ->add_option("--tokenizer", arguments->tokenizer,
+                   "char: the characters that occur in the text; bytes: the 256 bytes")
+      ->capture_default_str();
+  prepare_command->add_option("--tokenizer-file", arguments->tokenizer_file,
+                              "Use this tokenizer.json, to train on several folders together");
+  prepare_command->add_option("--out", arguments->out, "Folder to write")->required();
+  prepare_command
+      ->add_option("--val-fraction", arguments->val_fraction,
+                   "Share of the text, at its end, that becomes validation text")
+      ->capture_default_str();
+  prepare_command->callback(
+      [arguments, &action] { action = [arguments] { return prepare_data(*arguments); }; });
+
+  auto path = std::make_shared<std::string>();
+  CLI::App* inspect_command =
+      command->add_subcommand("inspect", "Check a prepared folder or shard and describe it");
+  inspect_command->add_option("PATH", *path, "Folder or shard")->required();
+  inspect_command->callback([path, &action] { action = [path] { return inspect_data(*path); }; });
+}
+
+}  // namespace gradus::cli

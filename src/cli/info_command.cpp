@@ -1,0 +1,50 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <fstream>
+#include <string>
+
+#include "cli/commands.h"
+#include "core/arena.h"
+#include "core/executor.h"
+#include "kernels/implementation.h"
+
+namespace gradus::cli {
+namespace {
+
+std::string cpu_name() {
+  std::ifstream in("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(in, line)) {
+    if (line.starts_with("model name")) {
+      const size_t colon = line.find(": ");
+      return colon == std::string::npos ? line : line.substr(colon + 2);
+    }
+  }
+  return "unknown";
+}
+
+int info() {
+  const Executor x;
+  fmt::print("gradus           {} ({}, compiler {})\n", GRADUS_VERSION, GRADUS_BUILD_TYPE,
+             __VERSION__);
+  fmt::print("backend          cpu\n");
+  fmt::print("processor        {}, {} cores for this process\n", cpu_name(), x.threads());
+  fmt::print("vectors          {}\n", vector_instruction_set());
+  for (const DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
+    fmt::print("matmul {}      {}\n", to_string(dtype), matmul_implementation(x, dtype));
+  }
+  fmt::print("memory           {} available\n", format_bytes(available_memory()));
+  fmt::print("communication    {}\n", GRADUS_MPI_TEXT);
+  return 0;
+}
+
+}  // namespace
+
+void add_info(CLI::App& program, Action& action) {
+  CLI::App* command =
+      program.add_subcommand("info", "Show the build, the processor and the libraries in use");
+  command->callback([&action] { action = info; });
+}
+
+}  // namespace gradus::cli

@@ -1,0 +1,78 @@
+#include "infer/generator.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "checkpoint/checkpoint.h"
+#include "core/error.h"
+#include "model/gpt_parameters.h"
+#include "train/precision_preset.h"
+
+namespace gradus {
+
+Generator::Generator(const std::filesystem::path& path, Executor& x, TensorParallel& tp,
+                     std::vector<std::string>& refused)
+    : x_(x) {
+  const Checkpoint checkpoint = open_checkpoint(path, refused, CheckpointUse::inference);
+  const Config config = load_config(checkpoint.path() / "config.yaml");
+  tokenizer_ = parse_tokenizer(checkpoint.file("tokenizer.json"),
+                               (checkpoint.path() / "tokenizer.json").string());
+  step_ = checkpoint.step();
+  const auto vocabulary = checkpoint.state().at("vocabulary").get<int64_t>();
+  const Precision precision = precision_of(config.train.precision);
+
+  parameters_ = std::make_unique<Parameters>(
+      gpt_parameters(config.model, vocabulary, tp.size()),
+      Parameters::Options{
+          .precision = precision, .tp_rank = tp.rank(), .tp_size = tp.size(), .gradients = false});
+  decoder_ = std::make_unique<GptDecoder>(Gpt::Options{.model = config.model,
+                                                       .vocabulary = vocabulary,
+                                                       .precision = precision,
+                                                       .keep = Keep::nothing,
+                                                       .B = 1,
+                                                       .T = config.model.context},
+                                          tp);
+  const auto declare = [&](TensorVisitor& visitor) {
+    parameters_->declare(visitor);
+    decoder_->declare(visitor, *parameters_, x_);
+  };
+  auto plan = std::make_unique<MemoryPlan>(x_.device());
+  declare(*plan);
+  plan->lay_out();
+  arena_ = std::make_unique<Arena>(std::move(plan));
+  declare(*arena_);
+  arena_->check_complete();
+  x_.bind_scratch(arena_->scratch());
+
+  std::vector<TensorDestination> weights;
+  for (const Parameter& parameter : parameters_->all()) {
+    weights.push_back(
+        {parameter.spec.name, parameter.spec.shape, {piece_of(parameter, parameter.value)}});
+  }
+  checkpoint.load_model(weights);
+}
+
+void Generator::generate(std::string_view prompt, int64_t tokens, const SamplingOptions& options,
+                         const std::function<void(std::string_view)>& emit) {
+  Sampler sampler(options);
+  std::vector<int32_t> text = tokenizer_->encode(prompt.empty() ? "\n" : prompt, "prompt");
+  const auto capacity = static_cast<size_t>(decoder_->capacity());
+  decoder_->reset();
+  // Of a prompt longer than the context, only its end can be seen.
+  size_t seen = text.size() > capacity ? text.size() - capacity : 0;
+  for (int64_t i = 0; i < tokens; ++i) {
+    if (decoder_->length() == decoder_->capacity()) {
+      decoder_->reset();
+      seen = text.size() - std::max<size_t>(1, capacity / 2);
+    }
+    const ConstTensor logits = decoder_->forward(x_, std::span(text).subspan(seen));
+    seen = text.size();
+    // The model may have been given more rows than the tokenizer has tokens (model.vocab_size).
+    const int64_t known = std::min(logits.numel(), tokenizer_->vocab_size());
+    const int32_t next = sampler.sample(logits.slice(0, 0, known));
+    emit(tokenizer_->decode(std::span(&next, 1)));
+    text.push_back(next);
+  }
+}
+
+}  // namespace gradus

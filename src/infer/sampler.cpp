@@ -1,0 +1,66 @@
+#include "infer/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "core/rng.h"
+
+namespace gradus {
+namespace {
+
+/// Uniform in [0, 1), 53 bits.
+double uniform(uint64_t seed, int64_t draw) {
+  const auto words = philox4x32(rng_key(seed, rng_site("sample")), 0, static_cast<uint64_t>(draw));
+  const uint64_t bits = (uint64_t{words[0]} << 32 | words[1]) >> 11;
+  return static_cast<double>(bits) / 9007199254740992.0;
+}
+
+}  // namespace
+
+Sampler::Sampler(const SamplingOptions& options) : options_(options) {
+  if (!(options.temperature >= 0.0) || std::isinf(options.temperature)) {
+    throw ConfigError("temperature {} is not a number of 0 or more", options.temperature);
+  }
+  if (options.top_k < 0) throw ConfigError("top-k {} is below 0", options.top_k);
+  if (!(options.top_p > 0.0 && options.top_p <= 1.0)) {
+    throw ConfigError("top-p {} is not in (0, 1]", options.top_p);
+  }
+}
+
+int32_t Sampler::sample(const ConstTensor& logits) {
+  candidates_.clear();
+  for (int64_t i = 0; i < logits.numel(); ++i) {
+    const double logit =
+        logits.dtype() == DType::fp64 ? logits.as<double>()[i] : logits.as<float>()[i];
+    if (std::isnan(logit)) throw NumericError("the logit of token {} is not a number", i);
+    candidates_.push_back({logit, static_cast<int32_t>(i)});
+  }
+  std::ranges::sort(candidates_, [](const Candidate& a, const Candidate& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+  });
+  if (options_.temperature == 0.0) return candidates_.front().token;
+  if (options_.top_k > 0 && options_.top_k < static_cast<int64_t>(candidates_.size())) {
+    candidates_.resize(static_cast<size_t>(options_.top_k));
+  }
+  const double largest = candidates_.front().logit;
+  const auto weight = [&](const Candidate& candidate) {
+    return std::exp((candidate.logit - largest) / options_.temperature);
+  };
+  double total = 0.0;
+  for (const Candidate& candidate : candidates_) total += weight(candidate);
+
+  double kept = 0.0;
+  size_t count = 0;
+  while (count < candidates_.size() && (count == 0 || kept < options_.top_p * total)) {
+    kept += weight(candidates_[count++]);
+  }
+  double left = uniform(options_.seed, draws_++) * kept;
+  for (size_t i = 0; i < count; ++i) {
+    left -= weight(candidates_[i]);
+    if (left < 0.0) return candidates_[i].token;
+  }
+  return candidates_[count - 1].token;
+}
+
+}  // namespace gradus

@@ -1,0 +1,67 @@
+#include <algorithm>
+#include <vector>
+
+#include "core/error.h"
+#include "data/dataset.h"
+#include "train/trainer.h"
+
+namespace gradus {
+namespace {
+
+std::vector<std::filesystem::path> paths_of(const std::vector<std::string>& names) {
+  return {names.begin(), names.end()};
+}
+
+/// data.val, or the validation shards beside the training ones; none where there are none.
+std::optional<Loader> open_validation(const Config& config) {
+  std::vector<std::filesystem::path> paths = paths_of(config.data.val);
+  if (paths.empty()) {
+    std::ranges::copy_if(
+        paths_of(config.data.train), std::back_inserter(paths), [](const auto& path) {
+          return std::filesystem::is_directory(path) && has_split(path, Split::kVal);
+        });
+  }
+  if (paths.empty() || config.eval.every == 0) return std::nullopt;
+  return Loader({.paths = paths,
+                 .split = Split::kVal,
+                 .context = config.model.context,
+                 .order = SampleOrder::kSequential});
+}
+
+}  // namespace
+
+RunData RunData::open(const Config& config) {
+  RunData data{
+      .tokenizer = load_dataset_tokenizer(config.data.train.front()),
+      .train = Loader({.paths = paths_of(config.data.train),
+                       .split = Split::kTrain,
+                       .context = config.model.context,
+                       .seed = static_cast<uint64_t>(config.seed)}),
+      .val = open_validation(config),
+  };
+  const std::string_view asked = to_string(config.data.tokenizer);
+  if (config.data.tokenizer != TokenizerChoice::automatic && data.tokenizer->kind() != asked) {
+    throw ConfigError(
+        "data.tokenizer is {}, and {} was prepared with {}: prepare it again or change the key",
+        asked, config.data.train.front(), data.tokenizer->kind());
+  }
+  if (data.val && data.val->tokenizer_hash() != data.train.tokenizer_hash()) {
+    throw DataError(
+        "data.val was prepared with another tokenizer than data.train ({}): prepare both "
+        "with one tokenizer.json",
+        config.data.train.front());
+  }
+  const int64_t V = data.tokenizer->vocab_size();
+  if (config.model.vocab_size && *config.model.vocab_size < V) {
+    throw ConfigError("model.vocab_size {} is below the {} tokens of {}: use auto or at least {}",
+                      *config.model.vocab_size, V, config.data.train.front(), V);
+  }
+  return data;
+}
+
+int64_t run_vocabulary(const Config& config) {
+  if (config.model.vocab_size) return *config.model.vocab_size;
+  return load_dataset_tokenizer(config.data.train.front())->vocab_size();
+}
+
+}  // namespace gradus

@@ -1,0 +1,205 @@
+#include "train/trainer.h"
+
+#include <cmath>
+
+#include "checkpoint/checkpoint_folder.h"
+#include "core/atomic_file.h"
+#include "core/error.h"
+#include "optim/schedule.h"
+#include "train/signals.h"
+
+namespace gradus {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// JSON has no NaN and no infinities.
+nlohmann::json number(double value) {
+  return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
+}
+
+}  // namespace
+
+/// What happened since the last line of metrics.
+struct Trainer::Interval {
+  int64_t steps = 0;
+  double seconds = 0.0;  ///< of training steps alone
+};
+
+Trainer::Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog::logger& log)
+    : options_(options),
+      config_(options_.config),
+      log_(log),
+      run_(config_.run.dir),
+      data_(RunData::open(config_)),
+      model_(config_, config_.model.vocab_size.value_or(data_.tokenizer->vocab_size()), x, tp),
+      stepper_(config_, model_, hooks_) {
+  const std::optional<Checkpoint> checkpoint = checkpoint_to_resume();
+  if (checkpoint) {
+    for (const std::string& change : check_run(*checkpoint, config_, *data_.tokenizer)) {
+      log_.warn("changed since {}: {}", checkpoint->path().filename().string(), change);
+    }
+  }
+  prepare_run_folder();
+  baseline_bytes_ = resident_memory();
+  model_.allocate();
+  if (checkpoint) {
+    progress_ = load_run(*checkpoint, model_);
+    saved_step_ = checkpoint->path().parent_path() == run_ / kCheckpointsName ? progress_.step : -1;
+    log_.info("going on from {} at step {}", checkpoint->path().string(), progress_.step);
+  } else {
+    model_.initialize(static_cast<uint64_t>(config_.seed));
+  }
+  metrics_.emplace(run_ / "metrics.jsonl", progress_.step);
+  log_start();
+}
+
+std::optional<Checkpoint> Trainer::checkpoint_to_resume() {
+  std::vector<std::string> refused;
+  std::optional<Checkpoint> checkpoint;
+  switch (config_.checkpoint.resume.mode) {
+    case Resume::Mode::automatic:
+      checkpoint = find_latest(run_, refused);
+      break;
+    case Resume::Mode::from_path:
+      checkpoint = open_checkpoint(config_.checkpoint.resume.path, refused);
+      break;
+    case Resume::Mode::never:
+      if (!list_step_folders(run_ / kCheckpointsName).empty()) {
+        throw ConfigError(
+            "checkpoint.resume is never, and {} already holds checkpoints: set another run.dir, or "
+            "remove that folder",
+            run_.string());
+      }
+      break;
+  }
+  for (const std::string& line : refused) log_.warn("not used: {}", line);
+  return checkpoint;
+}
+
+void Trainer::prepare_run_folder() {
+  std::error_code error;
+  std::filesystem::create_directories(run_, error);
+  if (error) throw IoError("cannot create run.dir {}: {}", run_.string(), error.message());
+  AtomicFile file(run_ / "config.yaml");
+  file.write(to_yaml(config_));
+  file.publish();
+}
+
+void Trainer::log_start() {
+  const Sizes& sizes = model_.gpt().sizes();
+  const int64_t tokens = config_.train.global_batch * sizes.T;
+  log_.info("{} parameters, {} layers of {} channels, vocabulary {}, {}",
+            model_.parameters().logical_numel(), sizes.L, sizes.C, sizes.V,
+            to_string(config_.train.precision));
+  log_.info("{} tokens of training text, {} a step in {} micro-batch{}, {} threads",
+            data_.train.token_count(), tokens, model_.micro_batches(),
+            model_.micro_batches() == 1 ? "" : "es", model_.executor().threads());
+  log_.info("memory {} (gradus plan shows what for); run folder {}",
+            format_bytes(model_.arena().plan().total_bytes()), run_.string());
+  if (!data_.val && config_.eval.every > 0) {
+    log_.warn(
+        "no validation text: data.val is empty and data.train has none, so nothing is evaluated");
+  }
+}
+
+Trainer::Outcome Trainer::run() {
+  if (progress_.step >= config_.train.steps) {
+    log_.info("already trained to step {}; raise train.steps to go on", progress_.step);
+    return Outcome::finished;
+  }
+  const StopSignals signals;
+  Interval interval;
+  while (progress_.step < config_.train.steps) {
+    const Clock::time_point begin = Clock::now();
+    const double lr = learning_rate(config_.optim, progress_.step, config_.train.steps);
+    const StepState state = stepper_.run(data_.train, progress_.samples, lr);
+    progress_.step += 1;
+    progress_.samples += config_.train.global_batch;
+    interval.steps += 1;
+    interval.seconds += seconds_since(begin);
+
+    const bool last = progress_.step == config_.train.steps;
+    if (state.nonfinite != 0) handle_nonfinite(state);
+    if (last || progress_.step == 1 || progress_.step % config_.log.every == 0) {
+      log_step(state, interval);
+    }
+    const bool stop = signals.received() != nullptr;
+    if (data_.val && !stop && (last || progress_.step % config_.eval.every == 0)) evaluate();
+    if (last || stop || progress_.step % config_.checkpoint.every == 0) save();
+    if (stop && !last) {
+      log_.info("stopped by {} after step {}. To go on: {}", signals.received(), progress_.step,
+                options_.resume_command);
+      return Outcome::interrupted;
+    }
+  }
+  return Outcome::finished;
+}
+
+void Trainer::log_step(const StepState& state, Interval& interval) {
+  const double step_ms = 1e3 * interval.seconds / static_cast<double>(interval.steps);
+  const double tokens =
+      static_cast<double>(config_.train.global_batch * model_.gpt().sizes().T * interval.steps);
+  const double tokens_per_s = tokens / interval.seconds;
+  interval = {};
+  metrics_->write({{"event", "train"},
+                   {"step", progress_.step},
+                   {"loss", number(state.loss)},
+                   {"grad_norm", number(state.grad_norm)},
+                   {"lr", state.lr},
+                   {"tokens", progress_.samples * model_.gpt().sizes().T},
+                   {"tokens_per_s", tokens_per_s},
+                   {"step_ms", step_ms},
+                   {"skipped", state.skipped},
+                   {"arena_bytes", model_.arena().plan().total_bytes()},
+                   {"baseline_bytes", baseline_bytes_},
+                   {"resident_bytes", resident_memory()},
+                   {"peak_bytes", peak_resident_memory()}});
+  log_.info("step {:>6}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {:.1f} ms  {:.0f} tokens/s",
+            progress_.step, config_.train.steps, state.loss, state.grad_norm, state.lr, step_ms,
+            tokens_per_s);
+}
+
+void Trainer::handle_nonfinite(const StepState& state) {
+  const std::string where = stepper_.find_nonfinite();
+  log_.warn("step {} changed nothing: loss {}, gradient norm {}; {}", progress_.step, state.loss,
+            state.grad_norm, where);
+  metrics_->write({{"event", "skipped"},
+                   {"step", progress_.step},
+                   {"loss", number(state.loss)},
+                   {"grad_norm", number(state.grad_norm)},
+                   {"first_nonfinite", where},
+                   {"skipped", state.skipped}});
+  if (state.skipped_in_row >= config_.train.max_skipped_steps) {
+    throw NumericError(
+        "{} steps in a row had a loss or gradient norm that is not finite, up to step {}; {}. The "
+        "weights are those of step {}; lower optim.lr or go on from an earlier checkpoint",
+        state.skipped_in_row, progress_.step, where, progress_.step - state.skipped_in_row);
+  }
+}
+
+void Trainer::evaluate() {
+  const Stepper::Evaluation result = stepper_.evaluate(*data_.val, config_.eval.batches);
+  const double perplexity = std::exp(result.loss);
+  metrics_->write({{"event", "eval"},
+                   {"step", progress_.step},
+                   {"loss", number(result.loss)},
+                   {"perplexity", number(perplexity)},
+                   {"targets", result.targets}});
+  log_.info("step {:>6}  validation loss {:.4f}  perplexity {:.3f}  ({} tokens)", progress_.step,
+            result.loss, perplexity, result.targets);
+}
+
+void Trainer::save() {
+  if (saved_step_ == progress_.step) return;
+  const SaveResult result = save_run(run_, progress_, config_, *data_.tokenizer, model_);
+  saved_step_ = progress_.step;
+  log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));
+  for (const std::string& warning : result.warnings) log_.warn("{}", warning);
+}
+
+}  // namespace gradus

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <spdlog/logger.h>
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "data/loader.h"
+#include "data/tokenizer.h"
+#include "train/config.h"
+#include "train/metrics.h"
+#include "train/run_checkpoint.h"
+#include "train/step.h"
+#include "train/training_model.h"
+
+namespace gradus {
+
+/// A run's data: what it trains and evaluates on.
+struct RunData {
+  std::unique_ptr<Tokenizer> tokenizer;
+  Loader train;
+  std::optional<Loader> val;
+
+  /// Throws DataError, IoError or ConfigError.
+  static RunData open(const Config& config);
+};
+
+/// V of a run: the tokenizer's, or model.vocab_size when that is set. Opens the data only when it
+/// is auto.
+int64_t run_vocabulary(const Config& config);
+
+/// Trains as a configuration says: steps, evaluation, metrics, checkpoints, stopping.
+class Trainer {
+ public:
+  struct Options {
+    Config config;
+    std::string
+        resume_command;  ///< what a user types to go on, for the message of an interrupted run
+  };
+  /// x, tp and log must outlive this. Opens the data and the run's folder, finds the checkpoint to
+  /// go on from, checks it, and only then allocates. Throws any of the errors of these.
+  Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog::logger& log);
+
+  enum class Outcome { finished, interrupted };
+  Outcome run();
+
+  const TrainingModel& model() const { return model_; }
+
+ private:
+  struct Interval;
+
+  std::optional<Checkpoint> checkpoint_to_resume();
+  void prepare_run_folder();
+  void log_start();
+  void log_step(const StepState& state, Interval& interval);
+  void handle_nonfinite(const StepState& state);
+  void evaluate();
+  void save();
+
+  Options options_;
+  const Config& config_;
+  spdlog::logger& log_;
+  std::filesystem::path run_;
+  RunData data_;
+  LayerHooks hooks_;
+  TrainingModel model_;
+  Stepper stepper_;
+  std::optional<MetricsFile> metrics_;
+  RunProgress progress_;
+  int64_t saved_step_ = -1;
+  int64_t baseline_bytes_ = 0;  ///< resident before the arena was allocated
+};
+
+}  // namespace gradus
