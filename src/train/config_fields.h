@@ -129,7 +129,8 @@ inline constexpr auto kFields<EvalConfig> = std::tuple{
 template <>
 inline constexpr auto kFields<LogConfig> = std::tuple{
     Field{"every", &LogConfig::every, at_least(1),
-          "Steps between lines on the console; metrics.jsonl has every step."},
+          "Steps between reports on the console and in metrics.jsonl; the first and the last step "
+          "are always among them."},
 };
 
 template <>
