@@ -4,7 +4,9 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/matmul_gemm.h"
+#include "kernels/cpu/matmul_onednn.h"
 
 namespace gradus::cpu {
 namespace {
@@ -58,39 +60,70 @@ Gemm weight_gradient(const Tensor& dweight, const ConstTensor& dout, const Const
           .accumulate = true};
 }
 
+/// The rule: oneDNN where it has better instructions than our own product, except for few rows,
+/// where memory is the limit and our own product reads each operand once.
+bool prefers_onednn(const Gemm& product) {
+  return gemm_packs(product) && onednn_is_preferred(product.dtype);
+}
+
+void multiply(Executor& x, const Gemm& product) {
+  if (prefers_onednn(product) && onednn_gemm(x, product)) return;
+  gemm(x, product);
+}
+
+/// Enough for either: which of the two serves a product with strided rows is known when it comes.
+int64_t product_scratch(const Executor& x, const Gemm& product) {
+  const int64_t own = gemm_scratch(product);
+  return prefers_onednn(product) ? std::max(own, onednn_scratch(x, product)) : own;
+}
+
 }  // namespace
 
 void matmul_forward(Executor& x, Tensor out, ConstTensor in, ConstTensor weight, ConstTensor bias) {
-  gemm(x, forward_product(out, in, weight, bias));
+  multiply(x, forward_product(out, in, weight, bias));
 }
 
 void matmul_backward_input(Executor& x, Tensor din, ConstTensor dout, ConstTensor weight) {
-  gemm(x, input_gradient(din, dout, weight));
+  multiply(x, input_gradient(din, dout, weight));
 }
 
 void matmul_backward_weight(Executor& x, Tensor dweight, Tensor dbias, ConstTensor dout,
                             ConstTensor in) {
-  gemm(x, weight_gradient(dweight, dout, in));
+  multiply(x, weight_gradient(dweight, dout, in));
   if (dbias.defined()) {
     add_column_sums(x, dbias.data(), dout.data(), row_stride(dout), rows_of(dout), dout.size(-1),
                     dout.dtype());
   }
 }
 
-int64_t matmul_scratch(const Executor&, int64_t rows, int64_t in_features, int64_t out_features,
+int64_t matmul_scratch(const Executor& x, int64_t rows, int64_t in_features, int64_t out_features,
                        DType dtype) {
-  // Only shapes matter here; the tensors have no memory.
-  const Tensor narrow(nullptr, dtype, Device::cpu, {rows, in_features});
-  const Tensor wide(nullptr, dtype, Device::cpu, {rows, out_features});
-  const Tensor weight(nullptr, dtype, Device::cpu, {out_features, in_features});
-  const Tensor dweight(nullptr, accumulator_of(dtype), Device::cpu, {out_features, in_features});
-  return std::max({gemm_scratch(forward_product(wide, narrow, weight, ConstTensor())),
-                   gemm_scratch(input_gradient(narrow, wide, weight)),
-                   gemm_scratch(weight_gradient(dweight, wide, narrow))});
+  // Only shapes and whether there is a bias matter here; the tensors' memory is never touched.
+  std::byte place{};
+  const DType sums = accumulator_of(dtype);
+  const auto tensor = [&](DType type, int64_t first, int64_t second) {
+    return Tensor(&place, type, Device::cpu, {first, second});
+  };
+  const Tensor in = tensor(dtype, rows, in_features);
+  const Tensor dout = tensor(dtype, rows, out_features);
+  const Tensor weight = tensor(dtype, out_features, in_features);
+  const Tensor dweight = tensor(sums, out_features, in_features);
+  int64_t bytes = product_scratch(x, weight_gradient(dweight, dout, in));
+  for (const DType result : {dtype, sums}) {
+    const Tensor out = tensor(result, rows, out_features);
+    const Tensor din = tensor(result, rows, in_features);
+    bytes = std::max({bytes, product_scratch(x, forward_product(out, in, weight, ConstTensor())),
+                      product_scratch(x, forward_product(out, in, weight, weight)),
+                      product_scratch(x, input_gradient(din, dout, weight))});
+  }
+  return bytes;
 }
 
 std::string matmul_implementation(DType dtype) {
-  return fmt::format("gradus packed ({}), {} arithmetic", gemm_instruction_set(),
+  if (onednn_is_preferred(dtype)) {
+    return fmt::format("oneDNN {} ({})", onednn_version(), onednn_instruction_set());
+  }
+  return fmt::format("packed product ({}), {} arithmetic", vector_instruction_set(),
                      to_string(accumulator_of(dtype)));
 }
 

@@ -15,7 +15,7 @@ int64_t matmul_scratch(const Executor& x, int64_t rows, int64_t in_features, int
                        DType dtype);
 
 /// What multiplies matrices of a dtype on this processor, for `gradus info`: for example
-/// "gradus packed (AVX2), fp32 arithmetic".
+/// "packed product (AVX2), fp32 arithmetic" or "oneDNN 2.6.3 (AVX-512)".
 std::string matmul_implementation(DType dtype);
 
 }  // namespace gradus::cpu

@@ -21,8 +21,6 @@ constexpr int64_t kRowTilesPerBlock = 24;
 // cache, and scratch memory stays bounded whatever the product's size.
 constexpr int64_t kRowSlab = 256 * kTileRows;
 constexpr int64_t kColumnSlab = 1024;
-// With fewer rows, packing b costs more than reading it once for each row.
-constexpr int64_t kUnpackedRows = 6;
 // Multiplications that are worth a thread of their own.
 constexpr int64_t kWorkPerThread = int64_t{1} << 16;
 
@@ -32,10 +30,6 @@ int team_size(const Executor& x, const Gemm& p) {
   const double work = static_cast<double>(p.rows) * static_cast<double>(p.columns) *
                       static_cast<double>(p.depth) / kWorkPerThread;
   return static_cast<int>(std::clamp(work, 1.0, static_cast<double>(x.threads())));
-}
-
-bool is_unpacked(const Gemm& p) {
-  return p.rows <= kUnpackedRows && !p.a.transposed && p.b.transposed && !p.accumulate;
 }
 
 /// Elements of the three pieces of scratch memory.
@@ -50,7 +44,7 @@ ScratchSizes scratch_sizes(const Gemm& p) {
   using T = Compute<S>;
   const auto width = static_cast<int64_t>(2 * hn::Lanes(Tag<S>()));
   ScratchSizes sizes;
-  if (p.rows == 0 || is_unpacked(p)) return sizes;
+  if (p.rows == 0 || !gemm_packs(p)) return sizes;
   const int64_t rows = std::min(round_up(p.rows, kTileRows), kRowSlab);
   const int64_t columns = std::min(round_up(p.columns, width), kColumnSlab);
   const int64_t depth = std::min(p.depth, kDepthBlock);
@@ -248,7 +242,7 @@ void multiply_unpacked(TeamMember member, const Gemm& p) {
 template <typename S, typename O>
 void gemm_of(Executor& x, const Gemm& p) {
   using T = Compute<S>;
-  if (is_unpacked(p)) {
+  if (!gemm_packs(p)) {
     run_team(team_size(x, p), [&](TeamMember member) { multiply_unpacked<S, O>(member, p); });
     return;
   }
@@ -285,8 +279,6 @@ int64_t gemm_scratch_any(const Gemm& p) {
   }
   return bytes;
 }
-
-const char* instruction_set() { return hwy::TargetName(HWY_TARGET); }
 
 template <typename S>
 void add_column_sums_of(Executor& x, void* out, const void* data, int64_t stride, int64_t rows,
@@ -347,7 +339,6 @@ namespace gradus::cpu {
 
 HWY_EXPORT(gemm_any);
 HWY_EXPORT(gemm_scratch_any);
-HWY_EXPORT(instruction_set);
 HWY_EXPORT(add_column_sums_any);
 
 void gemm(Executor& x, const Gemm& product) { HWY_DYNAMIC_DISPATCH(gemm_any)(x, product); }
@@ -356,7 +347,11 @@ int64_t gemm_scratch(const Gemm& product) {
   return HWY_DYNAMIC_DISPATCH(gemm_scratch_any)(product);
 }
 
-const char* gemm_instruction_set() { return HWY_DYNAMIC_DISPATCH(instruction_set)(); }
+bool gemm_packs(const Gemm& p) {
+  // Up to so many rows, packing b costs more than reading it once for each row.
+  constexpr int64_t kUnpackedRows = 6;
+  return p.rows > kUnpackedRows || p.a.transposed || !p.b.transposed || p.accumulate;
+}
 
 void add_column_sums(Executor& x, void* sums, const void* in, int64_t in_stride, int64_t rows,
                      int64_t columns, DType dtype) {

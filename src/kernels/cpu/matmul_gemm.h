@@ -40,8 +40,8 @@ struct Gemm {
 void gemm(Executor& x, const Gemm& product);
 /// Scratch bytes that gemm() needs.
 int64_t gemm_scratch(const Gemm& product);
-/// The instruction set that gemm() uses on this processor, for example "AVX2".
-const char* gemm_instruction_set();
+/// Whether gemm() packs the operands of this product: it does not for a few rows.
+bool gemm_packs(const Gemm& product);
 
 /// sums (columns) += the column sums of in (rows, columns), added over ascending rows. sums holds
 /// the accumulator type of dtype.

@@ -1,0 +1,199 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "core/error.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/matmul_gemm.h"
+#include "kernels/cpu/matmul_onednn.h"
+#include "support/tensors.h"
+#include "support/tolerances.h"
+
+namespace gradus {
+namespace {
+
+using test::TensorPool;
+
+// A product with its matrices, each as a slice of a wider one when `wider` is not 0.
+struct Drawn {
+  cpu::Gemm product;
+  Tensor a, b, bias, c;
+};
+
+struct Case {
+  int64_t rows, columns, depth;
+  bool a_transposed, b_transposed, accumulate, bias;
+};
+
+const Case kCases[] = {
+    {7, 5, 3, false, true, false, true},       {64, 48, 32, false, true, false, false},
+    {61, 131, 127, false, false, false, true}, {37, 41, 300, true, false, true, false},
+    {96, 64, 29, true, false, true, false},    {128, 128, 600, false, true, false, true},
+    {7, 1100, 17, false, false, false, false}, {1600, 33, 20, true, false, true, false},
+};
+
+Drawn draw(TensorPool& pool, const Case& c, DType dtype, DType result, int64_t wider) {
+  Drawn d;
+  const int64_t a_rows = c.a_transposed ? c.depth : c.rows;
+  const int64_t a_columns = c.a_transposed ? c.rows : c.depth;
+  const int64_t b_rows = c.b_transposed ? c.columns : c.depth;
+  const int64_t b_columns = c.b_transposed ? c.depth : c.columns;
+  d.a = pool.normal({a_rows, a_columns + wider}, dtype, 1.0, "a");
+  d.b = pool.normal({b_rows, b_columns + wider}, dtype, 1.0, "b");
+  d.c = pool.normal({c.rows, c.columns + wider}, result, 1.0, "c");
+  d.bias = pool.normal({c.columns}, dtype, 1.0, "bias");
+  d.product = {.rows = c.rows,
+               .columns = c.columns,
+               .depth = c.depth,
+               .dtype = dtype,
+               .c_dtype = result,
+               .a = {.data = d.a.data(), .stride = a_columns + wider, .transposed = c.a_transposed},
+               .b = {.data = d.b.data(), .stride = b_columns + wider, .transposed = c.b_transposed},
+               .c = d.c.data(),
+               .c_stride = c.columns + wider,
+               .bias = c.bias ? d.bias.data() : nullptr,
+               .accumulate = c.accumulate};
+  return d;
+}
+
+// |a| · |b| + |c| + |bias|: what the error of a product is measured against.
+double magnitude(const Drawn& d, const std::vector<double>& c_before, int64_t i, int64_t j) {
+  const auto at = [](const Tensor& tensor, bool transposed, int64_t row, int64_t column) {
+    const int64_t stride = tensor.size(1);
+    return std::abs(
+        test::get_value(tensor, transposed ? column * stride + row : row * stride + column));
+  };
+  double sum = d.product.bias != nullptr ? std::abs(test::get_value(d.bias, j)) : 0.0;
+  if (d.product.accumulate) {
+    sum += std::abs(c_before[static_cast<size_t>(i * d.product.c_stride + j)]);
+  }
+  for (int64_t k = 0; k < d.product.depth; ++k) {
+    sum += at(d.a, d.product.a.transposed, i, k) * at(d.b, d.product.b.transposed, k, j);
+  }
+  return sum;
+}
+
+TEST(MatmulImplementations, OneDnnAgreesWithThePackedProduct) {
+  for (const int threads : {1, 2}) {
+    Executor x(Device::cpu, threads);
+    int served = 0;
+    for (const DType dtype : {DType::fp32, DType::bf16}) {
+      for (const DType result : {dtype, DType::fp32}) {
+        for (const Case& c : kCases) {
+          if (c.accumulate && result != DType::fp32) continue;
+          for (const int64_t wider : {0, 5}) {
+            TensorPool pool;
+            const Drawn d = draw(pool, c, dtype, result, wider);
+            const auto before = test::values(d.c);
+            // oneDNN gets exactly the scratch memory that it asked for.
+            const int64_t bytes = cpu::onednn_scratch(x, d.product);
+            const Tensor memory = pool.zeros({bytes / 8 + 1}, DType::fp64, "scratch");
+            x.bind_scratch(Tensor(memory.data(), DType::u8, Device::cpu, {bytes}));
+            const bool done = cpu::onednn_gemm(x, d.product);
+            x.bind_scratch(Tensor());
+            if (!done) {
+              // Nothing was written; contiguous products are served wherever they are preferred.
+              EXPECT_EQ(test::values(d.c), before);
+              EXPECT_FALSE(wider == 0 && cpu::onednn_is_preferred(dtype));
+              continue;
+            }
+            ++served;
+            const auto actual = test::values(d.c);
+            for (int64_t e = 0; e < d.c.numel(); ++e) {
+              test::set_value(d.c, e, before[static_cast<size_t>(e)]);
+            }
+            cpu::gemm(x, d.product);
+            for (int64_t e = 0; e < d.c.numel(); ++e) {
+              const double value = actual[static_cast<size_t>(e)];
+              const int64_t i = e / d.product.c_stride;
+              const int64_t j = e % d.product.c_stride;
+              const double tolerance =
+                  j < c.columns ? test::sum_tolerance(c.depth, result) * magnitude(d, before, i, j)
+                                : 0.0;  // beside the slice nothing changes
+              ASSERT_NEAR(value, test::get_value(d.c, e), tolerance)
+                  << to_string(dtype) << " " << c.rows << " " << c.columns << " " << c.depth;
+            }
+            pool.check_guards();
+          }
+        }
+      }
+    }
+    EXPECT_GT(served, 0) << "oneDNN served no product at all";
+  }
+}
+
+TEST(MatmulImplementations, OneDnnKeepsOnePrimitiveAShapeAndTakesMovedMatrices) {
+  Executor x(Device::cpu, 2);
+  const Case c{40, 30, 20, false, true, false, true};
+  for (int round = 0; round < 3; ++round) {
+    TensorPool pool(static_cast<uint64_t>(round));
+    const Drawn d = draw(pool, c, DType::fp32, DType::fp32, 0);
+    ASSERT_TRUE(cpu::onednn_gemm(x, d.product));
+    const Tensor first = pool.copy(d.c, DType::fp32);
+    ASSERT_TRUE(cpu::onednn_gemm(x, d.product));
+    EXPECT_EQ(test::values(d.c), test::values(first));
+    cpu::gemm(x, d.product);
+    EXPECT_LE(test::relative_error(first, d.c), test::sum_tolerance(c.depth, DType::fp32));
+  }
+}
+
+TEST(MatmulImplementations, OneDnnLeavesFp64ToThePackedProduct) {
+  Executor x(Device::cpu, 1);
+  TensorPool pool;
+  const Drawn d = draw(pool, kCases[0], DType::fp64, DType::fp64, 0);
+  const auto before = test::values(d.c);
+  EXPECT_FALSE(cpu::onednn_gemm(x, d.product));
+  EXPECT_EQ(test::values(d.c), before);
+  EXPECT_FALSE(cpu::onednn_is_preferred(DType::fp64));
+  EXPECT_EQ(cpu::onednn_scratch(x, d.product), 0);
+}
+
+TEST(MatmulImplementations, PackedProductIsBitwiseTheSameOnAnyNumberOfThreads) {
+  for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
+    for (const Case& c : kCases) {
+      TensorPool pool;
+      const DType result = c.accumulate ? accumulator_of(dtype) : dtype;
+      const Drawn d = draw(pool, c, dtype, result, 3);
+      const auto before = test::values(d.c);
+      std::vector<double> first;
+      for (const int threads : {1, 2, 3, 7}) {
+        Executor x(Device::cpu, threads);
+        for (int64_t e = 0; e < d.c.numel(); ++e) {
+          test::set_value(d.c, e, before[static_cast<size_t>(e)]);
+        }
+        cpu::gemm(x, d.product);
+        if (threads == 1) first = test::values(d.c);
+        ASSERT_EQ(test::values(d.c), first) << threads << " threads, " << to_string(dtype);
+      }
+      pool.check_guards();
+    }
+  }
+}
+
+TEST(MatmulImplementations, PackedProductNeedsExactlyTheScratchItDeclares) {
+  for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
+    for (const Case& c : kCases) {
+      Executor x(Device::cpu, 2);
+      TensorPool pool;
+      const Drawn d = draw(pool, c, dtype, c.accumulate ? accumulator_of(dtype) : dtype, 0);
+      const int64_t bytes = cpu::gemm_scratch(d.product);
+      ASSERT_GT(bytes, 0);
+      const Tensor memory = pool.zeros({bytes / 8}, DType::fp64, "scratch");
+      x.bind_scratch(Tensor(memory.data(), DType::u8, Device::cpu, {bytes}));
+      cpu::gemm(x, d.product);
+      pool.check_guards();
+      x.bind_scratch(Tensor(memory.data(), DType::u8, Device::cpu, {bytes - 64}));
+      EXPECT_THROW(cpu::gemm(x, d.product), MemoryError);
+    }
+  }
+}
+
+TEST(MatmulImplementations, EveryDTypeNamesWhatMultipliesIt) {
+  for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
+    const std::string name = cpu::matmul_implementation(dtype);
+    EXPECT_EQ(name.find("oneDNN") == 0, cpu::onednn_is_preferred(dtype)) << name;
+  }
+}
+
+}  // namespace
+}  // namespace gradus
