@@ -26,9 +26,9 @@ constexpr double large_scores_tolerance(DType dtype) { return dtype == DType::fp
 /// The operations on rows and elements (layernorm, GELU, residual, embeddings) against fp64 from
 /// the same rounded inputs; dtype: of the result. fp64: sums of up to some thousand terms, in
 /// another order. fp32: some roundings of 2^-24 an element, and the same sums. bf16: the last
-/// rounding of a result, 2^-9 of it, over fp32 arithmetic.
+/// rounding of a result, at most 2^-8 of it, over fp32 arithmetic.
 constexpr double elementwise_tolerance(DType dtype) {
-  return dtype == DType::fp64 ? 1e-13 : dtype == DType::fp32 ? 2e-6 : 1.97e-3;
+  return dtype == DType::fp64 ? 1e-13 : dtype == DType::fp32 ? 2e-6 : 3.91e-3;
 }
 
 /// A sum of `depth` products plus one addend, as a share of the sum of their magnitudes: the bound
