@@ -18,12 +18,16 @@ class TensorParallel {
  public:
   /// group must outlive this.
   TensorParallel(Communicator& group, bool sequence_parallel)
-      : group_(group), sequence_parallel_(sequence_parallel && group.size() > 1) {}
+      : TensorParallel(group.rank(), group.size(), sequence_parallel) {
+    group_ = &group;
+  }
+  /// Of a rank that is only planned for: has sizes, and no one to talk to.
+  TensorParallel(int rank, int size, bool sequence_parallel)
+      : rank_(rank), size_(size), sequence_parallel_(sequence_parallel && size > 1) {}
 
-  int rank() const { return group_.rank(); }
-  int size() const { return group_.size(); }
+  int rank() const { return rank_; }
+  int size() const { return size_; }
   bool sequence_parallel() const { return sequence_parallel_; }
-  Communicator& group() { return group_; }
 
   /// Into a column-parallel product: full = the tokens of all ranks.
   void gather(Executor& x, const Tensor& full, const ConstTensor& part);
@@ -42,7 +46,9 @@ class TensorParallel {
                                  const Tensor& target_logit);
 
  private:
-  Communicator& group_;
+  Communicator* group_ = nullptr;
+  int rank_;
+  int size_;
   bool sequence_parallel_;
 };
 

@@ -1,0 +1,219 @@
+#include "parallel/bootstrap.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "core/error.h"
+#include "parallel/bootstrap_launch.h"
+
+#if GRADUS_WITH_MPI
+#include "parallel/mpi_communicator.h"
+#include "parallel/mpi_engine.h"
+#else
+namespace gradus {
+class MpiEngine {};
+}  // namespace gradus
+#endif
+
+namespace gradus {
+namespace {
+
+constexpr double kDefaultTimeout = 600.0;
+constexpr const char* kTimeoutVariable = "GRADUS_COMMUNICATION_TIMEOUT";
+// Another rank prints and ends the job; if that has not happened by then, this one does.
+constexpr std::chrono::seconds kOtherRankPatience{10};
+// For the launcher to forward what was printed before it kills.
+constexpr std::chrono::milliseconds kForwarding{100};
+
+const char* environment(const char* name) { return std::getenv(name); }
+
+#if GRADUS_WITH_MPI
+double timeout_of(const BootstrapOptions& options) {
+  if (options.communication_timeout_s.has_value()) return *options.communication_timeout_s;
+  const char* text = environment(kTimeoutVariable);
+  if (text == nullptr || *text == '\0') return kDefaultTimeout;
+  char* end = nullptr;
+  const double seconds = std::strtod(text, &end);
+  if (*end != '\0' || !(seconds > 0)) {
+    throw ConfigError("{}={} is not a number of seconds above 0", kTimeoutVariable, text);
+  }
+  return seconds;
+}
+#endif
+
+void print_failure(int rank, int size, const std::string& message) noexcept {
+  std::fflush(stdout);
+  if (size > 1) {
+    std::fprintf(stderr, "gradus: rank %d of %d: %s\n", rank, size, message.c_str());
+  } else {
+    std::fprintf(stderr, "gradus: %s\n", message.c_str());
+  }
+  std::fflush(stderr);
+}
+
+std::string message_of(const std::exception& exception) {
+  const Error* error = dynamic_cast<const Error*>(&exception);
+  return fmt::format("{}: {}", error != nullptr ? error->kind() : "error", exception.what());
+}
+
+}  // namespace
+
+Bootstrap::Bootstrap(const BootstrapOptions& options) {
+  const Launch launch = detect_launch(environment);
+  if (launch.parallel()) {
+    start_engine(options);
+    if (launch.size.has_value() && *launch.size != size_) {
+      // Going on would train as many copies of the model as there are processes.
+      throw MpiError(
+          "{} started {} ranks, but MPI sees {}: the launcher does not belong to the MPI library "
+          "that gradus is linked with; use that library's mpirun, or srun --mpi=pmix",
+          launch.launcher, *launch.size, size_);
+    }
+  }
+  divide_cores(options.bind_cores);
+}
+
+Bootstrap::~Bootstrap() {
+  if (size_ > 1 && !finished_) abort("this rank left the job before its end");
+}
+
+void Bootstrap::divide_cores(bool bind) {
+  const std::string mine =
+      fmt::format("{} {} {}", node_, local_rank_, to_string(affinity_of_thread()));
+  std::vector<CpuSet> allowed(static_cast<size_t>(local_size_));
+  for (const std::string& theirs : exchange(mine)) {
+    int node = 0;
+    int local_rank = 0;
+    int consumed = 0;
+    std::sscanf(theirs.c_str(), "%d %d %n", &node, &local_rank, &consumed);
+    if (node != node_) continue;
+    allowed[static_cast<size_t>(local_rank)] =
+        parse_cpu_set(theirs.substr(static_cast<size_t>(consumed)));
+  }
+  const CpuSet& own = allowed[static_cast<size_t>(local_rank_)];
+  cores_ = share_cores(allowed, local_rank_, cores_of_machine(own));
+  if (cores_.shared && rank_ == node_) {
+    spdlog::warn(
+        "{} ranks share {} CPUs of this machine: one thread a rank, and they slow each "
+        "other down",
+        local_size_, own.size());
+  }
+  if (!bind || cores_.cpus == own) return;
+  set_affinity_of_thread(cores_.cpus);
+#if GRADUS_WITH_MPI
+  if (engine_ != nullptr) engine_->call([this] { set_affinity_of_thread(cores_.cpus); });
+#endif
+}
+
+void Bootstrap::abort(const std::string& message) noexcept {
+#if GRADUS_WITH_MPI
+  if (engine_ != nullptr) {
+    if (!engine_->claim_report()) std::this_thread::sleep_for(kOtherRankPatience);
+    print_failure(rank_, size_, message);
+    std::this_thread::sleep_for(kForwarding);
+    engine_->abort(EXIT_FAILURE);
+  }
+#endif
+  print_failure(rank_, size_, message);
+  std::_Exit(EXIT_FAILURE);
+}
+
+#if GRADUS_WITH_MPI
+
+void Bootstrap::start_engine(const BootstrapOptions& options) {
+  MpiEngineOptions engine_options;
+  engine_options.timeout_s = timeout_of(options);
+  engine_options.limits.message_bytes = options.message_bytes;
+  engine_options.limits.direct_bytes = options.direct_all_reduce_bytes;
+  engine_ = std::make_unique<MpiEngine>(engine_options);
+  rank_ = engine_->rank();
+  size_ = engine_->size();
+  local_rank_ = engine_->local_rank();
+  local_size_ = engine_->local_size();
+  node_ = engine_->node();
+}
+
+std::vector<std::string> Bootstrap::exchange(std::string_view mine) {
+  if (engine_ == nullptr || size_ == 1) return {std::string(mine)};
+  const auto gather = [&](std::byte* all, const void* own, int64_t bytes) {
+    MpiOperationSpec spec;
+    spec.collective = Collective::all_gather;
+    spec.out = all;
+    spec.in = static_cast<const std::byte*>(own);
+    spec.count = bytes;
+    engine_->wait(engine_->submit(engine_->world(), spec));
+  };
+  const int64_t length = static_cast<int64_t>(mine.size());
+  std::vector<int64_t> lengths(static_cast<size_t>(size_));
+  gather(reinterpret_cast<std::byte*>(lengths.data()), &length, sizeof(length));
+  const size_t longest = static_cast<size_t>(*std::ranges::max_element(lengths));
+  std::string padded(mine);
+  padded.resize(longest);
+  std::string all(longest * static_cast<size_t>(size_), '\0');
+  gather(reinterpret_cast<std::byte*>(all.data()), padded.data(), static_cast<int64_t>(longest));
+  std::vector<std::string> out;
+  for (size_t rank = 0; rank < lengths.size(); ++rank) {
+    out.push_back(all.substr(rank * longest, static_cast<size_t>(lengths[rank])));
+  }
+  return out;
+}
+
+std::unique_ptr<Communicator> Bootstrap::split(int color, const std::string& name) {
+  if (engine_ != nullptr) {
+    MpiGroup& group = engine_->split(color, name);
+    if (group.size() > 1) return std::make_unique<MpiCommunicator>(*engine_, group, *this);
+    engine_->release(group);
+  }
+  return std::make_unique<SelfCommunicator>(name, rank_, *this);
+}
+
+void Bootstrap::finish() {
+  if (engine_ != nullptr && !finished_) engine_->finish();
+  finished_ = true;
+}
+
+#else
+
+void Bootstrap::start_engine(const BootstrapOptions&) {
+  throw MpiError(
+      "started as one of several ranks, but this build of gradus has no MPI: start it "
+      "plainly, or build it with -DGRADUS_MPI=ON");
+}
+
+std::vector<std::string> Bootstrap::exchange(std::string_view mine) { return {std::string(mine)}; }
+
+std::unique_ptr<Communicator> Bootstrap::split(int, const std::string& name) {
+  return std::make_unique<SelfCommunicator>(name, rank_, *this);
+}
+
+void Bootstrap::finish() { finished_ = true; }
+
+#endif
+
+int run_job(const BootstrapOptions& options, const std::function<int(Bootstrap&)>& body) noexcept {
+  std::unique_ptr<Bootstrap> bootstrap;
+  try {
+    bootstrap = std::make_unique<Bootstrap>(options);
+    const int code = body(*bootstrap);
+    bootstrap->finish();
+    return code;
+  } catch (const std::exception& exception) {
+    const std::string message = message_of(exception);
+    if (bootstrap != nullptr && bootstrap->size() > 1) bootstrap->abort(message);
+    print_failure(0, 1, message);
+  } catch (...) {
+    const std::string message = "error: an exception that is not a std::exception";
+    if (bootstrap != nullptr && bootstrap->size() > 1) bootstrap->abort(message);
+    print_failure(0, 1, message);
+  }
+  return EXIT_FAILURE;
+}
+
+}  // namespace gradus

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace gradus {
+
+/// How this process was started, as far as its environment tells.
+struct Launch {
+  std::string launcher;     ///< "mpirun", "srun", "a PMI launcher"; empty: started plainly
+  std::optional<int> size;  ///< ranks of the job, where the environment says
+  std::optional<int> rank;
+
+  /// True when other ranks may exist.
+  bool parallel() const { return !launcher.empty() && size.value_or(2) > 1; }
+};
+
+/// environment: nullptr or the value, as std::getenv. A shell inside a Slurm allocation or batch
+/// script is a plain start; a task of srun is not.
+Launch detect_launch(const std::function<const char*(const char*)>& environment);
+
+}  // namespace gradus

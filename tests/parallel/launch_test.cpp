@@ -1,0 +1,57 @@
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+
+#include "core/error.h"
+#include "parallel/bootstrap_launch.h"
+
+namespace gradus {
+namespace {
+
+Launch detect(const std::map<std::string, std::string>& variables) {
+  return detect_launch([&](const char* name) -> const char* {
+    const auto found = variables.find(name);
+    return found == variables.end() ? nullptr : found->second.c_str();
+  });
+}
+
+TEST(Launch, APlainStartIsOneRank) {
+  EXPECT_FALSE(detect({}).parallel());
+  // A shell or a batch script inside an allocation of four tasks.
+  EXPECT_FALSE(detect({{"SLURM_JOB_ID", "7"}, {"SLURM_NTASKS", "4"}}).parallel());
+}
+
+TEST(Launch, LaunchersAreTold) {
+  const Launch mpirun = detect({{"OMPI_COMM_WORLD_SIZE", "4"},
+                                {"OMPI_COMM_WORLD_RANK", "2"},
+                                {"PMIX_RANK", "2"},
+                                {"SLURM_STEP_ID", "0"},
+                                {"SLURM_STEP_NUM_TASKS", "1"}});
+  EXPECT_TRUE(mpirun.parallel());
+  EXPECT_EQ(mpirun.launcher, "mpirun");
+  EXPECT_EQ(mpirun.size, 4);
+  EXPECT_EQ(mpirun.rank, 2);
+  const Launch srun = detect({{"SLURM_STEP_ID", "0"},
+                              {"SLURM_STEP_NUM_TASKS", "8"},
+                              {"SLURM_PROCID", "3"},
+                              {"PMI_SIZE", "8"}});
+  EXPECT_EQ(srun.launcher, "srun");
+  EXPECT_EQ(srun.size, 8);
+  EXPECT_EQ(srun.rank, 3);
+  EXPECT_EQ(detect({{"PMI_SIZE", "2"}, {"PMI_RANK", "1"}}).size, 2);
+  EXPECT_TRUE(detect({{"PMIX_RANK", "0"}}).parallel());
+}
+
+TEST(Launch, OneRankOfALauncherNeedsNoMpi) {
+  EXPECT_FALSE(detect({{"OMPI_COMM_WORLD_SIZE", "1"}}).parallel());
+  EXPECT_FALSE(detect({{"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}}).parallel());
+}
+
+TEST(Launch, NonsenseIsRefused) {
+  EXPECT_THROW(detect({{"OMPI_COMM_WORLD_SIZE", "four"}}), MpiError);
+  EXPECT_THROW(detect({{"PMI_SIZE", "-1"}}), MpiError);
+}
+
+}  // namespace
+}  // namespace gradus
