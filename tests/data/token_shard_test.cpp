@@ -207,6 +207,8 @@ TEST_F(TokenShardTest, TruncatedAtAnyLengthIsRefused) {
   }
   test::write_file(path_, whole + "xx");
   expect_refused("12 bytes of tokens, but the header promises 5 tokens of 2 bytes");
+  test::write_file(path_, whole + "x");
+  expect_refused("11 bytes of tokens, but the header promises 5 tokens of 2 bytes");
 }
 
 TEST_F(TokenShardTest, EveryDamagedHeaderBitIsFound) {
