@@ -36,10 +36,11 @@ void fill_random(const Tensor& ids, int64_t vocabulary, uint64_t site) {
 }
 
 /// Times whole optimizer steps; prints one JSON object.
-int bench_step(const StepArguments& arguments) {
+int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
+  require_one_rank(bootstrap, "bench step");
   const Config config = arguments.config.load();
-  Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(0)));
-  SelfCommunicator self("tp");
+  Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
+  SelfCommunicator self("tp", 0, bootstrap);
   TensorParallel tp(self, false);
   TrainingModel model(config, run_vocabulary(config), x, tp);
   model.allocate();
@@ -124,15 +125,21 @@ void add_bench(CLI::App& program, Action& action) {
   step_command->add_option("--warmup", step->warmup, "Steps before the first that counts")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  step_command->callback([step, &action] { action = [step] { return bench_step(*step); }; });
+  step_command->callback([step, &action] {
+    action = [step](Bootstrap& bootstrap) { return bench_step(bootstrap, *step); };
+  });
 
   auto batches = std::make_shared<BatchesArguments>();
   CLI::App* batches_command = command->add_subcommand(
       "batches", "Write a run's training batches as i32 (steps, batch, context + 1)");
   batches->config.add_to(*batches_command);
   batches_command->add_option("--out", batches->out, "File to write")->required();
-  batches_command->callback(
-      [batches, &action] { action = [batches] { return dump_batches(*batches); }; });
+  batches_command->callback([batches, &action] {
+    action = [batches](Bootstrap& bootstrap) {
+      require_one_rank(bootstrap, "bench batches");
+      return dump_batches(*batches);
+    };
+  });
 }
 
 }  // namespace gradus::cli

@@ -3,10 +3,15 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "parallel/bootstrap.h"
+
 namespace gradus::cli {
 
-/// Runs a subcommand; returns the program's exit code. Errors are thrown.
-using Action = std::function<int()>;
+/// Runs a subcommand on this rank; returns the program's exit code. Errors are thrown.
+using Action = std::function<int(Bootstrap&)>;
+
+/// Throws ConfigError when a command that works in one process was started as several ranks.
+void require_one_rank(const Bootstrap& bootstrap, const char* command);
 
 // Each adds a subcommand, its options and its help to the program, and sets `action` when the user
 // chose it.

@@ -88,14 +88,23 @@ void add_data(CLI::App& program, Action& action) {
       ->add_option("--val-fraction", arguments->val_fraction,
                    "Share of the text, at its end, that becomes validation text")
       ->capture_default_str();
-  prepare_command->callback(
-      [arguments, &action] { action = [arguments] { return prepare_data(*arguments); }; });
+  prepare_command->callback([arguments, &action] {
+    action = [arguments](Bootstrap& bootstrap) {
+      require_one_rank(bootstrap, "data prepare");
+      return prepare_data(*arguments);
+    };
+  });
 
   auto path = std::make_shared<std::string>();
   CLI::App* inspect_command =
       command->add_subcommand("inspect", "Check a prepared folder or shard and describe it");
   inspect_command->add_option("PATH", *path, "Folder or shard")->required();
-  inspect_command->callback([path, &action] { action = [path] { return inspect_data(*path); }; });
+  inspect_command->callback([path, &action] {
+    action = [path](Bootstrap& bootstrap) {
+      require_one_rank(bootstrap, "data inspect");
+      return inspect_data(*path);
+    };
+  });
 }
 
 }  // namespace gradus::cli

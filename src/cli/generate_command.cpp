@@ -18,9 +18,10 @@ struct GenerateArguments {
   SamplingOptions sampling;
 };
 
-int generate(const GenerateArguments& arguments) {
-  Executor x(Device::cpu, arguments.threads);
-  SelfCommunicator self("tp");
+int generate(Bootstrap& bootstrap, const GenerateArguments& arguments) {
+  require_one_rank(bootstrap, "generate");
+  Executor x(Device::cpu, arguments.threads > 0 ? arguments.threads : bootstrap.threads());
+  SelfCommunicator self("tp", 0, bootstrap);
   TensorParallel tp(self, false);
   std::vector<std::string> refused;
   Generator generator(arguments.path, x, tp, refused);
@@ -63,8 +64,9 @@ void add_generate(CLI::App& program, Action& action) {
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   command->footer("A text longer than the model's context goes on from the last half of it.");
-  command->callback(
-      [arguments, &action] { action = [arguments] { return generate(*arguments); }; });
+  command->callback([arguments, &action] {
+    action = [arguments](Bootstrap& bootstrap) { return generate(bootstrap, *arguments); };
+  });
 }
 
 }  // namespace gradus::cli

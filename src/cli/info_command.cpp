@@ -24,8 +24,9 @@ std::string cpu_name() {
   return "unknown";
 }
 
-int info() {
-  const Executor x;
+int info(Bootstrap& bootstrap) {
+  require_one_rank(bootstrap, "info");
+  const Executor x(Device::cpu, bootstrap.threads());
   fmt::print("gradus           {} ({}, compiler {})\n", GRADUS_VERSION, GRADUS_BUILD_TYPE,
              __VERSION__);
   fmt::print("backend          cpu\n");
@@ -35,7 +36,7 @@ int info() {
     fmt::print("matmul {}      {}\n", to_string(dtype), matmul_implementation(x, dtype));
   }
   fmt::print("memory           {} available\n", format_bytes(available_memory()));
-  fmt::print("communication    {}\n", GRADUS_MPI_TEXT);
+  fmt::print("communication    {}\n", GRADUS_COMMUNICATION);
   return 0;
 }
 

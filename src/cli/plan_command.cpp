@@ -5,17 +5,16 @@
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
-#include "parallel/self_communicator.h"
 #include "train/trainer.h"
 
 namespace gradus::cli {
 namespace {
 
-int plan(const ConfigArguments& arguments) {
+int plan(Bootstrap& bootstrap, const ConfigArguments& arguments) {
+  require_one_rank(bootstrap, "plan");
   const Config config = arguments.load();
-  Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(0)));
-  SelfCommunicator self("tp");
-  TensorParallel tp(self, config.parallel.sequence);
+  Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
+  TensorParallel tp(0, static_cast<int>(config.parallel.tp), config.parallel.sequence);
   TrainingModel model(config, run_vocabulary(config), x, tp);
   const std::unique_ptr<MemoryPlan> memory = model.plan();
   const Sizes& sizes = model.gpt().sizes();
@@ -39,7 +38,9 @@ void add_plan(CLI::App& program, Action& action) {
       "plan",
       "Show what a run will allocate, by name, and what a step computes; allocates nothing");
   arguments->add_to(*command);
-  command->callback([arguments, &action] { action = [arguments] { return plan(*arguments); }; });
+  command->callback([arguments, &action] {
+    action = [arguments](Bootstrap& bootstrap) { return plan(bootstrap, *arguments); };
+  });
 }
 
 }  // namespace gradus::cli

@@ -5,7 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
-#include "parallel/self_communicator.h"
+#include "parallel/mesh.h"
 #include "train/trainer.h"
 
 namespace gradus::cli {
@@ -21,13 +21,15 @@ std::string command_line(const ConfigArguments& arguments) {
   return line;
 }
 
-int train(const ConfigArguments& arguments) {
+int train(Bootstrap& bootstrap, const ConfigArguments& arguments) {
+  require_one_rank(bootstrap, "train");
   const Config config = arguments.load();
   spdlog::logger log("gradus", std::make_shared<spdlog::sinks::stdout_color_sink_mt>());
   log.set_pattern("%H:%M:%S %^%L%$ %v");
-  Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(0)));
-  SelfCommunicator self("tp");
-  TensorParallel tp(self, config.parallel.sequence);
+  Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
+  Mesh mesh(bootstrap, resolve_mesh(bootstrap.size(), config.parallel.tp, config.parallel.pp,
+                                    config.parallel.cp, config.parallel.dp));
+  TensorParallel tp(mesh.tp(), config.parallel.sequence);
   Trainer trainer({.config = config, .resume_command = command_line(arguments)}, x, tp, log);
   if (trainer.run() == Trainer::Outcome::finished) {
     log.info("done. To see what it learned: gradus generate {}", config.run.dir);
@@ -44,7 +46,9 @@ void add_train(CLI::App& program, Action& action) {
       "Metrics go to RUN/metrics.jsonl, checkpoints to RUN/checkpoints (RUN is the key run.dir).\n"
       "A run that was interrupted goes on from its newest checkpoint when started again.");
   arguments->add_to(*command);
-  command->callback([arguments, &action] { action = [arguments] { return train(*arguments); }; });
+  command->callback([arguments, &action] {
+    action = [arguments](Bootstrap& bootstrap) { return train(bootstrap, *arguments); };
+  });
 }
 
 }  // namespace gradus::cli

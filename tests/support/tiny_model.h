@@ -1,0 +1,70 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/rng.h"
+#include "parallel/tensor_parallel.h"
+#include "train/step.h"
+#include "train/training_model.h"
+
+namespace gradus::test {
+
+/// A configuration small enough for central differences: odd sizes everywhere.
+inline Config tiny_config() {
+  Config config;
+  config.seed = 7;
+  config.model = {.layers = 2,
+                  .channels = 6,
+                  .heads = 2,
+                  .context = 5,
+                  .mlp_width = 11,
+                  .dropout = 0.0,
+                  .vocab_size = 13};
+  config.train.micro_batch = 3;
+  config.train.global_batch = 3;
+  config.train.precision = PrecisionPreset::fp64;
+  return config;
+}
+
+/// A TrainingModel with memory, initial weights and a random batch, on one rank.
+struct TinyModel {
+  Config config;
+  Executor x;
+  TensorParallel tp{0, 1, false};
+  TrainingModel model;
+  LayerHooks hooks;
+  Stepper stepper;
+
+  explicit TinyModel(const Config& settings, int threads = 2)
+      : config(settings),
+        x(Device::cpu, threads),
+        model(config, *config.model.vocab_size, x, tp),
+        stepper(config, model, hooks) {
+    model.allocate();
+    model.initialize(static_cast<uint64_t>(config.seed));
+    fill_batch(0);
+  }
+
+  /// The same tokens for the same number, whatever the layout: row i of the global batch is a
+  /// function of (number, i). Some targets are ignored.
+  void fill_batch(uint64_t number) {
+    const int64_t V = *config.model.vocab_size;
+    for (int64_t i = 0; i < model.tokens().numel(); ++i) {
+      const auto words = philox4x32(rng_key(99, number), 0, static_cast<uint64_t>(i));
+      model.tokens().as<int32_t>()[i] = static_cast<int32_t>(words[0] % static_cast<uint64_t>(V));
+      model.targets().as<int32_t>()[i] =
+          words[2] % 5 == 0 ? -1 : static_cast<int32_t>(words[1] % static_cast<uint64_t>(V));
+    }
+  }
+
+  int64_t target_count() const {
+    int64_t count = 0;
+    for (int64_t i = 0; i < model.targets().numel(); ++i) {
+      count += model.targets().as<int32_t>()[i] >= 0 ? 1 : 0;
+    }
+    return count;
+  }
+};
+
+}  // namespace gradus::test
