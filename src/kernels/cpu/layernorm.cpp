@@ -137,7 +137,9 @@ void differentiate_rows(Executor& x, Tensor din, Tensor dweight, Tensor dbias, C
       for_each_vector(d, channels, [&](int64_t c, size_t lanes) {
         const auto dy = load_some(d, dy_row + c, lanes);
         const auto normalized = hn::Mul(hn::Sub(load_some(d, x_row + c, lanes), center), factor);
-        const auto g = hn::MulSub(dy, load_some(d, weights + c, lanes), g_mean);
+        // g rounded as in its mean: what a fused product would keep of it, rstd multiplies by up
+        // to 1 / √ε.
+        const auto g = hn::Sub(hn::Mul(dy, load_some(d, weights + c, lanes)), g_mean);
         const auto dx = hn::NegMulAdd(normalized, gx_mean, g);
         store_some(d, hn::MulAdd(dx, factor, load_some(d, dx_row + c, lanes)), dx_row + c, lanes);
         store_some(d, hn::MulAdd(dy, normalized, load_some(d, dscale + c, lanes)), dscale + c,
