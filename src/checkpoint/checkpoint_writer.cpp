@@ -53,7 +53,8 @@ void CheckpointWriter::add_file(const std::string& name, std::string_view bytes)
 void CheckpointWriter::add_state(nlohmann::json state) {
   if (state.is_null()) state = nlohmann::json::object();
   if (!state.is_object()) throw CheckpointError("{} must be a JSON object", kStateFile);
-  for (const auto& [place, value] : state.flatten().items()) {
+  const nlohmann::json flat = state.flatten();
+  for (const auto& [place, value] : flat.items()) {
     if (value.is_number_float() && !std::isfinite(value.get<double>())) {
       throw CheckpointError("{}: {} is {}, which JSON cannot hold", kStateFile, place,
                             value.get<double>());
