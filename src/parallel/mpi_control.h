@@ -37,8 +37,9 @@ class MpiControl {
   /// Asks the given ranks; nullopt for one that has not answered in `patience`.
   std::vector<std::optional<MpiRankStatus>> ask(std::span<const int> ranks, int32_t group_id,
                                                 std::chrono::milliseconds patience);
-  /// True for the first rank of the job that asks (rank 0 decides), and when rank 0 does not
-  /// answer in `patience`: rather a message twice than none.
+  /// True for the first rank of the job that asks. Rank 0 decides; where it does not answer within
+  /// `patience`, the next rank does, and after a few this rank itself: rather a message twice than
+  /// none.
   bool claim_report(std::chrono::milliseconds patience);
   /// Before MPI_Finalize: withdraws what is still posted.
   void close();
@@ -65,7 +66,7 @@ class MpiControl {
   StatusOf status_of_;
   int rank_ = 0;
   int size_ = 0;
-  bool claimed_ = false;  ///< on rank 0: somebody has been granted the report
+  bool claimed_ = false;  ///< here: somebody has been granted the report
   std::optional<bool> grant_;
   std::vector<std::optional<MpiRankStatus>> replies_;  ///< by rank, while ask() runs
   Message incoming_;

@@ -251,9 +251,12 @@ void MpiOperation::begin_reduction() {
                               ? (spec_.count + size() - 1) / size()
                               : spec_.count;
   chunks_ = (longest + chunk_elements_ - 1) / chunk_elements_;
-  chunks_begun_ = 0;
   pieces_.resize(static_cast<size_t>(size()));
-  for (Lane& lane : lanes_) next_chunk(lane);
+  for (int index = 0; index < 2; ++index) {
+    Lane& lane = lanes_[static_cast<size_t>(index)];
+    lane.chunk = index - 2;
+    next_chunk(lane);
+  }
 }
 
 /// The elements that `owner` adds up.
@@ -277,9 +280,11 @@ std::byte* MpiOperation::staged(const Lane& lane, int peer) const {
 }
 
 void MpiOperation::next_chunk(Lane& lane) {
+  // Even chunks on one lane, odd ones on the other: a message finds its match by its tag, which
+  // names the lane, so ranks must not choose lanes by who is done first.
   lane.stage = Stage::idle;
-  if (chunks_begun_ == chunks_) return;
-  lane.chunk = chunks_begun_++;
+  lane.chunk += 2;
+  if (lane.chunk >= chunks_) return;
   lane.stage = Stage::reducing;
   const Range mine = chunk_of(group_->rank, lane.chunk);
   for (int step = 1; step < size(); ++step) {

@@ -149,7 +149,6 @@ class MpiOperation {
   bool direct_ = false;
   int64_t chunk_elements_ = 0;
   int64_t chunks_ = 0;
-  int64_t chunks_begun_ = 0;
   std::array<Lane, 2> lanes_;
   std::vector<const std::byte*> pieces_;
   std::vector<int> indices_;

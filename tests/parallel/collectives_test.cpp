@@ -16,8 +16,8 @@ namespace {
 using test::Buffer;
 using test::rank_value;
 
-// Empty, single, primes, one element a rank and one more, and past one chunk of staging memory.
-const std::vector<int64_t> kSizes = {0, 1, 2, 3, 5, 17, 1021, 65537, 700001};
+// Empty, single, fewer elements than ranks, primes, and past two chunks of staging memory a rank.
+const std::vector<int64_t> kSizes = {0, 1, 2, 3, 5, 17, 1021, 65537, 300007};
 
 class CollectivesBase : public testing::Test {
  protected:
@@ -60,7 +60,9 @@ using RealTypes = testing::Types<double, float, bf16>;
 TYPED_TEST_SUITE(Sums, RealTypes);
 
 TYPED_TEST(Sums, AllReduceAddsInRankOrder) {
-  for (const int64_t n : kSizes) {
+  std::vector<int64_t> sizes = kSizes;
+  sizes.push_back(1100003);  // its pieces are a rank's share
+  for (const int64_t n : sizes) {
     Buffer<TypeParam> in(n), out(n);
     in.fill(1, this->rank());
     this->world_->all_reduce(this->x_, out.tensor(), in.tensor()).wait(this->x_);

@@ -48,7 +48,7 @@ int body(Bootstrap& job, const std::string& way) {
     // The other ranks never join; the buffer dies with the error that passes by.
     std::vector<float> own(1 << 20, 2.0f);
     const Tensor gone(own.data(), DType::fp32, Device::cpu, Shape{1 << 20}, "gone");
-    Pending pending = mesh.world().all_reduce(x, gone, gone);
+    Pending pending = mesh.dp().all_reduce(x, gone, gone);
     throw NumericError("loss is not finite");
   }
   if (way == "abort" && culprit) mesh.dp().abort("i/o error: disk is full");
@@ -63,6 +63,7 @@ int body(Bootstrap& job, const std::string& way) {
   if (way == "return" && culprit) return 0;
   if ((way == "sleep" || way == "sleep_exchange") && culprit) sleep_for_ever();
   if (way == "stop" && culprit) std::raise(SIGSTOP);
+  if (way == "stop_first" && job.rank() == 0) std::raise(SIGSTOP);
   if (way == "size" && culprit) {
     mesh.dp().all_gather(x, tensor.slice(0, 0, 3 * 5), tensor.slice(0, 20, 5)).wait(x);
   } else if (way == "size") {

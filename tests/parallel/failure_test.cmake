@@ -53,6 +53,11 @@ elseif(WAY STREQUAL "sleep")
 elseif(WAY STREQUAL "sleep_exchange")
   set(watchdog 2)
   set(message "is stuck: no progress for 2 s")
+elseif(WAY STREQUAL "stop_first")
+  # Rank 0, which decides who prints, is the one that is gone.
+  set(watchdog 1)
+  set(message "is stuck: no progress for 1 s")
+  set(also "rank 0 does not answer: it is stopped or gone")
 elseif(WAY STREQUAL "stop")
   set(watchdog 2)
   set(message "is stuck: no progress for 2 s")
@@ -63,6 +68,7 @@ endif()
 
 execute_process(COMMAND ${command} ${watchdog} TIMEOUT ${within} RESULT_VARIABLE code
                 OUTPUT_VARIABLE output ERROR_VARIABLE output)
+string(REPLACE ";" "," output "${output}")  # a list's separator to CMake
 message("${output}\nexit code: ${code}")
 
 if(NOT code MATCHES "^${code_expected}$")
