@@ -12,6 +12,10 @@
 namespace gradus {
 namespace {
 
+/// After so many, the file's pages are given back: reading a model must not look like holding it
+/// twice.
+constexpr int64_t kElementsAtOnce = int64_t{1} << 21;
+
 std::string file_shape(const SafetensorsEntry& entry) {
   return fmt::format("({})", fmt::join(entry.shape, ", "));
 }
@@ -73,12 +77,20 @@ void copy_tensors(const SafetensorsFile& file, std::span<const TensorDestination
     const SafetensorsEntry& entry = *file.find(destination.name);
     const DType from = *entry.type->dtype;
     const std::byte* source = file.bytes(entry).data();
+    int64_t mapped = 0;
     for (const TensorPiece& piece : destination.pieces) {
       const DType to = piece.data.dtype();
       for_each_run({piece.begin, piece.data}, destination.shape,
                    [&](int64_t logical, int64_t memory, int64_t count) {
-                     convert_elements(piece.data.data() + memory * size_of(to), to,
-                                      source + logical * size_of(from), from, count);
+                     for (int64_t part = 0; part < count; part += kElementsAtOnce) {
+                       const int64_t length = std::min(count - part, kElementsAtOnce);
+                       convert_elements(piece.data.data() + (memory + part) * size_of(to), to,
+                                        source + (logical + part) * size_of(from), from, length);
+                       mapped += length;
+                       if (mapped < kElementsAtOnce) continue;
+                       file.drop_pages(entry);
+                       mapped = 0;
+                     }
                    });
     }
     file.drop_pages(entry);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -73,6 +74,27 @@ TEST_F(TensorLoad, FillsBoxesRangesAndPaddedRows) {
   EXPECT_THAT(test::values(padded.slice(0, 6, 2)), testing::Each(0.0));
   EXPECT_EQ(test::values(turned.transpose(0, 1)), test::values(source));
   pool_.check_guards();
+}
+
+TEST_F(TensorLoad, TensorsReadInSeveralPartsComeBackWhole) {
+  const Shape shape{1231, 2003};  // 2.5 million elements
+  test::RandomBytes source(pool_.rng(), shape, DType::fp32);
+  const SafetensorsFile file = saved({whole("w", source.tensor())});
+  test::RandomBytes all(pool_.rng(), shape, DType::fp32);
+  test::RandomBytes columns(pool_.rng(), {1231, 2000}, DType::fp32);
+  load_tensors(
+      file, std::vector<TensorDestination>{
+                {"w",
+                 shape,
+                 {TensorPiece::whole(all.tensor()), TensorPiece::box({0, 2}, columns.tensor())}}});
+  EXPECT_EQ(all.bytes(), source.bytes());
+  const ConstTensor expected = source.tensor().slice(1, 2, 2000);
+  for (int64_t row = 0; row < 1231; ++row) {
+    ASSERT_EQ(std::memcmp(columns.tensor().slice(0, row, 1).data(),
+                          expected.slice(0, row, 1).data(), 2000 * sizeof(float)),
+              0)
+        << row;
+  }
 }
 
 TEST_F(TensorLoad, TensorsHeldElsewhereNeedNoPieces) {
