@@ -6,6 +6,7 @@
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/matmul_gemm.h"
 #include "kernels/cpu/matmul_onednn.h"
+#include "support/allocation_count.h"
 #include "support/tensors.h"
 #include "support/tolerances.h"
 
@@ -185,6 +186,48 @@ TEST(MatmulImplementations, PackedProductNeedsExactlyTheScratchItDeclares) {
       x.bind_scratch(Tensor(memory.data(), DType::u8, Device::cpu, {bytes - 64}));
       EXPECT_THROW(cpu::gemm(x, d.product), MemoryError);
     }
+  }
+}
+
+// Allocations of `calls` products after the first, with bound scratch memory.
+template <typename Multiply>
+int64_t allocations(Executor& x, const cpu::Gemm& product, int64_t scratch, Multiply&& multiply) {
+  TensorPool pool;
+  const Tensor memory = pool.zeros({scratch / 8 + 1}, DType::fp64, "scratch");
+  x.bind_scratch(Tensor(memory.data(), DType::u8, Device::cpu, {scratch}));
+  multiply(x, product);
+  const int64_t before = test::allocation_count();
+  for (int call = 0; call < 10; ++call) multiply(x, product);
+  const int64_t after = test::allocation_count();
+  x.bind_scratch(Tensor());
+  return after - before;
+}
+
+TEST(MatmulImplementations, PackedProductAllocatesNothing) {
+  Executor x(Device::cpu, 2);
+  for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
+    for (const Case& c : kCases) {
+      TensorPool pool;
+      const Drawn d = draw(pool, c, dtype, c.accumulate ? accumulator_of(dtype) : dtype, 0);
+      EXPECT_EQ(allocations(x, d.product, cpu::gemm_scratch(d.product), cpu::gemm), 0);
+    }
+  }
+}
+
+TEST(MatmulImplementations, OneDnnCompilesAProductOnce) {
+  // oneDNN allocates its argument map in each execution, eight small pieces in 2.6.3 and nothing
+  // of ours; compiling a primitive again would be hundreds.
+  constexpr int64_t kMostPerProduct = 16;
+  Executor x(Device::cpu, 2);
+  for (const Case& c : kCases) {
+    TensorPool pool;
+    const Drawn d = draw(pool, c, DType::fp32, DType::fp32, 0);
+    const int64_t scratch = cpu::onednn_scratch(x, d.product);
+    const int64_t before = test::allocation_count();
+    const int64_t count = allocations(x, d.product, scratch, cpu::onednn_gemm);
+    const int64_t compiling = test::allocation_count() - before - count;
+    EXPECT_LE(count, 10 * kMostPerProduct);
+    EXPECT_GT(compiling, kMostPerProduct) << "the first call compiles";
   }
 }
 

@@ -7,6 +7,8 @@
 #define GRADUS_KERNELS_CPU_MATMUL_TILE_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
+
 #include <array>
 
 #include "kernels/cpu/matmul_pack-inl.h"
@@ -25,6 +27,11 @@ struct TileResult {
   const S* bias = nullptr;
   int64_t rows = 0;     ///< of the tile that exist, at most kTileRows
   int64_t columns = 0;  ///< of the tile that exist, at most two vectors
+
+  /// c is touched last and is the operand that is least likely to be in a cache.
+  HWY_INLINE void prefetch() const {
+    for (int64_t i = 0; i < rows; ++i) hwy::Prefetch(out + i * out_stride);
+  }
 
   /// Row i of the tile; v0 and v1 are its sums.
   template <class D>
@@ -69,6 +76,7 @@ HWY_INLINE void multiply_tile(D d, const std::array<const T*, kTileRows>& a, int
   const T* HWY_RESTRICT a3 = a[3];
   const T* HWY_RESTRICT a4 = a[4];
   const T* HWY_RESTRICT a5 = a[5];
+  result.prefetch();
   // Named one by one: vectors of scalable instruction sets cannot live in arrays.
   auto s00 = hn::Zero(d), s01 = hn::Zero(d), s10 = hn::Zero(d), s11 = hn::Zero(d);
   auto s20 = hn::Zero(d), s21 = hn::Zero(d), s30 = hn::Zero(d), s31 = hn::Zero(d);
