@@ -31,6 +31,9 @@ void dot_rows(const T* HWY_RESTRICT q, HeadRows<const S> rows, int64_t count, in
     const S* r1 = rows[j + 1];
     const S* r2 = rows[j + 2];
     const S* r3 = rows[j + 3];
+    for (int64_t r = j + kRowsAhead; r < std::min(j + kRowsAhead + 4, count); ++r) {
+      prefetch_row(rows[r], columns);
+    }
     auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
     for_each_vector(d, columns, [&](int64_t i, size_t lanes) {
       const auto a = load_some(d, q + i, lanes);
@@ -69,6 +72,7 @@ void add_weighted_rows(const T* HWY_RESTRICT weights, HeadRows<const S> rows, in
     for (int64_t j = 0; j < count; ++j) {
       const auto w = hn::Set(d, weights[j]);
       const S* row = rows[j] + i;
+      prefetch_row(rows[std::min(j + kRowsAhead, count - 1)] + i, 4 * lanes);
       s0 = hn::MulAdd(w, load(d, row), s0);
       s1 = hn::MulAdd(w, load(d, row + lanes), s1);
       s2 = hn::MulAdd(w, load(d, row + 2 * lanes), s2);

@@ -2,11 +2,11 @@
 // algorithm 4; arXiv:2307.08691, algorithm 2). docs/backward.md, "Attention".
 //
 // One pair of tiles (queries, keys) takes five products. Sums never cross threads: each work item
-// owns what it adds up, in a fixed order of tiles. Where the keys of a head fit the memory of a
-// thread (kKeyChunk) and there are heads enough to go round, an item is one head of keys and all
-// five products happen once. Otherwise one pass over chunks of keys gives dk and dv and another
-// over tiles of queries gives dq, both recomputing scores and dP: seven products, any number of
-// threads. Order and arithmetic of every sum are the same in both, so are the bits.
+// owns what it adds up, in a fixed order of tiles. Where the dk and dv of one head fit the memory
+// of a thread (key_chunk) and heads divide well among the threads, an item is one head of keys and
+// all five products happen once. Otherwise one pass over tiles of queries gives dq and another over
+// chunks of keys gives dk and dv, both recomputing scores and dP: seven products, spread over any
+// number of threads. Order and arithmetic of every sum are the same in both, so are the bits.
 
 #include "core/parallel_for.h"
 #include "kernels/cpu/attention.h"
@@ -46,8 +46,8 @@ HWY_INLINE void weights_and_dscores(const PanelMask<T>& mask, int64_t begin, int
     const auto lse_lanes = hn::LoadU(d, lse + half * lanes);
     const auto row_sums = hn::LoadU(d, row_sum + half * lanes);
     for (int64_t j = begin; j < end; ++j) {
-      T* weight_row = weights + j * kQueryTile + half * lanes;
-      T* dscore_row = dscores + j * kQueryTile + half * lanes;
+      T* weight_row = weights + j * kBackwardQueries + half * lanes;
+      T* dscore_row = dscores + j * kBackwardQueries + half * lanes;
       auto p = exp2_nonpositive(d, hn::Sub(hn::LoadU(d, weight_row), lse_lanes));
       if constexpr (kMasked) {
         const auto key = hn::Set(d, static_cast<T>(j));
@@ -68,11 +68,11 @@ HWY_INLINE void weights_and_dscores(const PanelMask<T>& mask, int64_t begin, int
   }
 }
 
-/// Zero rows [begin, end) of one panel of a (kKeyTile, kQueryTile) matrix.
+/// Zero rows [begin, end) of one panel of a (kKeyTile, kBackwardQueries) matrix.
 template <typename T>
 HWY_INLINE void clear_rows(int64_t begin, int64_t end, int64_t width, T* panel) {
   for (int64_t j = begin; j < end; ++j) {
-    std::fill(panel + j * kQueryTile, panel + j * kQueryTile + width, T{0});
+    std::fill(panel + j * kBackwardQueries, panel + j * kBackwardQueries + width, T{0});
   }
 }
 
@@ -99,10 +99,10 @@ KeyRange differentiate_panel(const BackwardArguments& args, const QueryTile& til
   const int64_t count = rows.end - rows.begin;
   multiply_panel<Left::by_rows, false>(count, D, memory.k + rows.begin * D, D,
                                        memory.q + panel * D * width, width,
-                                       weights + rows.begin * kQueryTile, kQueryTile);
+                                       weights + rows.begin * kBackwardQueries, kBackwardQueries);
   multiply_panel<Left::by_rows, false>(count, D, memory.v + rows.begin * D, D,
                                        memory.dout + panel * D * width, width,
-                                       dscores + rows.begin * kQueryTile, kQueryTile);
+                                       dscores + rows.begin * kBackwardQueries, kBackwardQueries);
 
   const bool dropout = args.spec.dropout.active();
   if (dropout) dropout_factors(args.spec, tile, panel, first_key, rows, memory.factors);
@@ -123,8 +123,8 @@ KeyRange differentiate_panel(const BackwardArguments& args, const QueryTile& til
 
   if constexpr (kGradients != Gradients::keys) {
     multiply_panel<Left::by_columns, true>(D, count, memory.k + rows.begin * D, D,
-                                           dscores + rows.begin * kQueryTile, kQueryTile,
-                                           memory.dq + panel * D * width, width);
+                                           dscores + rows.begin * kBackwardQueries,
+                                           kBackwardQueries, memory.dq + panel * D * width, width);
   }
   return rows;
 }
@@ -150,19 +150,19 @@ void add_key_gradients(const QueryTile& tile, const std::array<KeyRange, kMaxPan
     const int64_t i = first * width;
     const int64_t depth = (last - first) * width;
     for (int64_t c = 0; c < row; c += width) {
-      const int64_t columns = c * kQueryTile + i * width;
-      multiply_block<Left::by_rows, true>(count, depth, memory.weights + j * kQueryTile + i,
-                                          kQueryTile, memory.dout_rows + columns, width,
+      const int64_t columns = c * kBackwardQueries + i * width;
+      multiply_block<Left::by_rows, true>(count, depth, memory.weights + j * kBackwardQueries + i,
+                                          kBackwardQueries, memory.dout_rows + columns, width,
                                           dv + j * row + c, row);
-      multiply_block<Left::by_rows, true>(count, depth, memory.dscores + j * kQueryTile + i,
-                                          kQueryTile, memory.q_rows + columns, width,
+      multiply_block<Left::by_rows, true>(count, depth, memory.dscores + j * kBackwardQueries + i,
+                                          kBackwardQueries, memory.q_rows + columns, width,
                                           dk + j * row + c, row);
     }
   });
 }
 
-/// Rows of a tile of queries as (D / width, kQueryTile, width): the right factor of dk and dv. The
-/// columns past D and the rows past `count` are 0.
+/// Rows of a tile of queries as (D / width, kBackwardQueries, width): the right factor of dk and
+/// dv. The columns past D and the rows past `count` are 0.
 template <typename T, typename S>
 void pack_columns(HeadRows<const S> rows, int64_t count, int64_t columns, int64_t padded_count,
                   T* HWY_RESTRICT out) {
@@ -171,10 +171,28 @@ void pack_columns(HeadRows<const S> rows, int64_t count, int64_t columns, int64_
   const int64_t width = 2 * lanes;
   for (int64_t i = 0; i < padded_count; ++i) {
     for (int64_t c = 0; c < round_up(columns, width); c += lanes) {
-      T* to = out + c / width * kQueryTile * width + i * width + c % width;
+      T* to = out + c / width * kBackwardQueries * width + i * width + c % width;
       const int64_t n = i < count ? std::min(lanes, columns - c) : 0;
       hn::StoreU(n <= 0 ? hn::Zero(d) : load_some(d, rows[i] + c, static_cast<size_t>(n)), d, to);
     }
+  }
+}
+
+/// row_sum = Σ_d dout · out for the queries of a tile.
+template <typename S, typename T>
+void sum_rows(const BackwardArguments& args, const QueryTile& tile, T* row_sum) {
+  const TileTag<T> d;
+  const auto dout = head_rows<S>(args.dout, tile.b, tile.h);
+  const auto out = head_rows<S>(args.out, tile.b, tile.h);
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const S* dout_row = dout[tile.first + i];
+    const S* out_row = out[tile.first + i];
+    prefetch_row(out[tile.first + std::min(i + kRowsAhead, tile.count - 1)], args.sizes.head_size);
+    auto sum = hn::Zero(d);
+    for_each_vector(d, args.sizes.head_size, [&](int64_t c, size_t lanes) {
+      sum = hn::MulAdd(load_some(d, dout_row + c, lanes), load_some(d, out_row + c, lanes), sum);
+    });
+    row_sum[i] = sum_lanes(d, sum);
   }
 }
 
@@ -202,8 +220,9 @@ void load_queries(const BackwardArguments& args, const QueryTile& tile,
     std::fill(memory.dq, memory.dq + lanes * D, T{0});
   }
   const int64_t statistics = (tile.b * sizes.heads + tile.h) * sizes.queries + tile.first;
-  const T* lse = ConstTensor(args.lse).as<T>() + statistics;
-  const T* row_sum = ConstTensor(args.row_sum).as<T>() + statistics;
+  const T* lse = args.lse.as<T>() + statistics;
+  T* row_sum = args.row_sum.as<T>() + statistics;
+  if constexpr (kGradients != Gradients::keys) sum_rows<S>(args, tile, row_sum);
   for (int64_t i = 0; i < lanes; ++i) {
     // Lanes past the last query have no weight: exp2(0 - inf).
     memory.lse[i] =
@@ -274,9 +293,9 @@ void differentiate_chunk(const BackwardArguments& args, int64_t b, int64_t kv_he
   std::fill(memory.dk, memory.dk + count * padded, T{0});
   std::fill(memory.dv, memory.dv + count * padded, T{0});
   for (int64_t h = kv_head * sizes.group(); h < (kv_head + 1) * sizes.group(); ++h) {
-    for (int64_t first = 0; first < sizes.queries; first += kQueryTile) {
-      differentiate_tile<kGradients, S>(args, query_tile(args.spec, sizes, b, h, first, width),
-                                        chunk, memory);
+    for (int64_t first = 0; first < sizes.queries; first += kBackwardQueries) {
+      differentiate_tile<kGradients, S>(
+          args, query_tile(args.spec, sizes, b, h, first, kBackwardQueries, width), chunk, memory);
     }
   }
   const auto dk = head_rows<S>(args.dk, b, kv_head);
@@ -285,30 +304,6 @@ void differentiate_chunk(const BackwardArguments& args, int64_t b, int64_t kv_he
                      HeadRows<S>{dk[chunk.begin], dk.stride});
   write_key_gradient(memory.dv, padded, count, sizes.head_size, T{1},
                      HeadRows<S>{dv[chunk.begin], dv.stride});
-}
-
-/// row_sum = Σ_d dout · out.
-template <typename S>
-void sum_rows(Executor& x, const BackwardArguments& args) {
-  using T = Compute<S>;
-  const AttentionSizes& sizes = args.sizes;
-  T* row_sum = args.row_sum.as<T>();
-  parallel_ranges(
-      x, sizes.batch * sizes.heads * sizes.queries, 64, [&](int64_t begin, int64_t end, int) {
-        const TileTag<T> d;
-        for (int64_t row = begin; row < end; ++row) {
-          const int64_t i = row % sizes.queries;
-          const int64_t h = row / sizes.queries % sizes.heads;
-          const int64_t b = row / sizes.queries / sizes.heads;
-          const S* dout = head_rows<S>(args.dout, b, h)[i];
-          const S* out = head_rows<S>(args.out, b, h)[i];
-          auto sum = hn::Zero(d);
-          for_each_vector(d, sizes.head_size, [&](int64_t c, size_t lanes) {
-            sum = hn::MulAdd(load_some(d, dout + c, lanes), load_some(d, out + c, lanes), sum);
-          });
-          row_sum[row] = sum_lanes(d, sum);
-        }
-      });
 }
 
 template <typename S>
@@ -321,10 +316,11 @@ void flash_backward_of(Executor& x, const BackwardArguments& args) {
   const auto memory_of = [&](int thread) {
     return FlashBackwardMemory<T>(Carver<T>{memory + thread * per_thread}, sizes.head_size);
   };
-  sum_rows<S>(x, args);
 
   const int64_t kv_heads = sizes.batch * sizes.kv_heads;
-  if (sizes.keys <= kKeyChunk && kv_heads >= x.threads()) {
+  // Rounds of one head a thread against what two passes spread evenly, in products.
+  const int64_t rounds = (kv_heads + x.threads() - 1) / x.threads();
+  if (sizes.keys <= key_chunk<T>(sizes.head_size) && 5 * rounds * x.threads() <= 7 * kv_heads) {
     parallel_ranges(x, kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t item = begin; item < end; ++item) {
         differentiate_chunk<Gradients::all, S>(args, item / sizes.kv_heads, item % sizes.kv_heads,
@@ -334,29 +330,35 @@ void flash_backward_of(Executor& x, const BackwardArguments& args) {
     return;
   }
 
-  const int64_t chunks = (sizes.keys + kSharedKeyChunk - 1) / kSharedKeyChunk;
-  parallel_ranges(x, kv_heads * chunks, 1, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t head = item / chunks;
-      const int64_t first = from_both_ends(item % chunks, chunks) * kSharedKeyChunk;
-      differentiate_chunk<Gradients::keys, S>(
-          args, head / sizes.kv_heads, head % sizes.kv_heads,
-          {first, std::min(first + kSharedKeyChunk, sizes.keys)}, memory_of(thread));
-    }
-  });
-  const int64_t tiles = (sizes.queries + kQueryTile - 1) / kQueryTile;
+  const int64_t tiles = (sizes.queries + kBackwardQueries - 1) / kBackwardQueries;
   parallel_ranges(x, sizes.batch * sizes.heads * tiles, 1,
                   [&](int64_t begin, int64_t end, int thread) {
                     for (int64_t item = begin; item < end; ++item) {
                       const int64_t head = item / tiles;
-                      const int64_t first = from_both_ends(item % tiles, tiles) * kQueryTile;
+                      const int64_t first = from_both_ends(item % tiles, tiles) * kBackwardQueries;
                       differentiate_tile<Gradients::queries, S>(
                           args,
                           query_tile(args.spec, sizes, head / sizes.heads, head % sizes.heads,
-                                     first, panel_width<T>()),
+                                     first, kBackwardQueries, panel_width<T>()),
                           {0, sizes.keys}, memory_of(thread));
                     }
                   });
+
+  // The fewer chunks, the less often queries are packed; four a thread share the work evenly.
+  int64_t chunk = key_chunk<T>(sizes.head_size);
+  while (chunk > kKeyTile && kv_heads * ((sizes.keys + chunk - 1) / chunk) < 4 * x.threads()) {
+    chunk = round_up(chunk / 2, kKeyTile);
+  }
+  const int64_t chunks = (sizes.keys + chunk - 1) / chunk;
+  parallel_ranges(x, kv_heads * chunks, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t head = item / chunks;
+      const int64_t first = from_both_ends(item % chunks, chunks) * chunk;
+      differentiate_chunk<Gradients::keys, S>(args, head / sizes.kv_heads, head % sizes.kv_heads,
+                                              {first, std::min(first + chunk, sizes.keys)},
+                                              memory_of(thread));
+    }
+  });
 }
 
 void flash_backward_any(Executor& x, const Tensor& dq, const Tensor& dk, const Tensor& dv,

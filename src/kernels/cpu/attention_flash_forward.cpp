@@ -220,17 +220,17 @@ void flash_forward_of(Executor& x, const Tensor& out, const Tensor& lse, const C
     });
     return;
   }
-  const int64_t tiles = (sizes.queries + kQueryTile - 1) / kQueryTile;
-  parallel_ranges(x, sizes.batch * sizes.heads * tiles, 1,
-                  [&](int64_t begin, int64_t end, int thread) {
-                    for (int64_t item = begin; item < end; ++item) {
-                      const int64_t head = item / tiles;
-                      const int64_t tile = from_both_ends(item % tiles, tiles);
-                      attend_tile<S>(query_tile(spec, sizes, head / sizes.heads, head % sizes.heads,
-                                                tile * kQueryTile, panel_width<T>()),
-                                     sizes, memory_of(thread), out, lse, q, k, v, spec);
-                    }
-                  });
+  const int64_t tiles = (sizes.queries + kForwardQueries - 1) / kForwardQueries;
+  parallel_ranges(
+      x, sizes.batch * sizes.heads * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t head = item / tiles;
+          const int64_t tile = from_both_ends(item % tiles, tiles);
+          attend_tile<S>(query_tile(spec, sizes, head / sizes.heads, head % sizes.heads,
+                                    tile * kForwardQueries, kForwardQueries, panel_width<T>()),
+                         sizes, memory_of(thread), out, lse, q, k, v, spec);
+        }
+      });
 }
 
 void flash_forward_any(Executor& x, const Tensor& out, const Tensor& lse, const ConstTensor& q,

@@ -8,6 +8,8 @@
 #define GRADUS_KERNELS_CPU_ATTENTION_TILE_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
+
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -219,6 +221,17 @@ HWY_INLINE void transpose_block(In&& in, Out&& out) {
 #endif
 }
 
+/// Asks for a row that will be read soon. Rows of one head lie far apart in a packed (B, T, 3C)
+/// tensor, on pages of their own, where the processor does not guess them.
+template <typename S>
+HWY_INLINE void prefetch_row(const S* row, int64_t columns) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < columns * static_cast<int64_t>(sizeof(S)); i += 64) {
+    hwy::Prefetch(bytes + i);
+  }
+}
+inline constexpr int64_t kRowsAhead = 8;
+
 /// panel (columns, width) = factor · rowsᵀ of `count` <= width rows; the lanes past them are 0.
 template <typename T, typename S>
 void pack_transposed(HeadRows<const S> rows, int64_t count, int64_t columns, T factor,
@@ -230,6 +243,7 @@ void pack_transposed(HeadRows<const S> rows, int64_t count, int64_t columns, T f
   const int64_t whole_rows = count - count % kBlock;
   const int64_t whole_columns = columns - columns % kBlock;
   const auto scale = hn::Set(d, factor);
+  for (int64_t i = 0; i < count; ++i) prefetch_row(rows[i], columns);
   for (int64_t i = 0; i < whole_rows; i += kBlock) {
     for (int64_t c = 0; c < whole_columns; c += kBlock) {
       transpose_block<T>([&](int64_t r) { return hn::Mul(scale, load(d, rows[i + r] + c)); },
@@ -285,6 +299,7 @@ void pack_rows(HeadRows<const S> rows, int64_t count, int64_t columns, T* HWY_RE
   const TileTag<T> d;
   for (int64_t r = 0; r < count; ++r, out += columns) {
     const S* HWY_RESTRICT in = rows[r];
+    prefetch_row(rows[std::min(r + kRowsAhead, count - 1)], columns);
     for_each_vector(d, columns, [&](int64_t i, size_t lanes) {
       store_some(d, load_some(d, in + i, lanes), out + i, lanes);
     });
@@ -298,20 +313,21 @@ struct QueryTile {
   int64_t count = 0;  ///< of queries
   int64_t width = 0;  ///< of a panel
   int64_t panels = 0;
-  KeyRange keys;                              ///< that any query of the tile sees
-  std::array<KeyRange, kQueryTile> visible;   ///< lanes past the last query repeat it
-  std::array<KeyRange, kMaxPanels> any, all;  ///< that some, that each query of a panel sees
+  KeyRange keys;                                  ///< that any query of the tile sees
+  std::array<KeyRange, kForwardQueries> visible;  ///< lanes past the last query repeat it
+  std::array<KeyRange, kMaxPanels> any, all;      ///< that some, that each query of a panel sees
 
   int64_t panel_count(int64_t panel) const { return std::min(width, count - panel * width); }
 };
 
+/// The tile of at most `size` queries from `first` on.
 inline QueryTile query_tile(const AttentionSpec& spec, const AttentionSizes& sizes, int64_t b,
-                            int64_t h, int64_t first, int64_t width) {
+                            int64_t h, int64_t first, int64_t size, int64_t width) {
   QueryTile tile;
   tile.b = b;
   tile.h = h;
   tile.first = first;
-  tile.count = std::min(kQueryTile, sizes.queries - first);
+  tile.count = std::min(size, sizes.queries - first);
   tile.width = width;
   tile.panels = (tile.count + width - 1) / width;
   for (int64_t p = 0; p < tile.panels; ++p) {
