@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <string>
 
 #include "parallel/bootstrap.h"
 
@@ -15,7 +16,8 @@ void require_one_rank(const Bootstrap& bootstrap, const char* command);
 
 // Each adds a subcommand, its options and its help to the program, and sets `action` when the user
 // chose it.
-void add_train(CLI::App& program, Action& action);
+/// invoked_as: argv[0], for the commands that `train` tells the user to type.
+void add_train(CLI::App& program, const std::string& invoked_as, Action& action);
 void add_plan(CLI::App& program, Action& action);
 void add_generate(CLI::App& program, Action& action);
 void add_data(CLI::App& program, Action& action);

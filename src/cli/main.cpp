@@ -19,7 +19,7 @@ int run(Bootstrap& bootstrap, int argc, char** argv) {
   program.require_subcommand(1);
   program.set_version_flag("--version", GRADUS_VERSION);
   Action action;
-  add_train(program, action);
+  add_train(program, argv[0], action);
   add_plan(program, action);
   add_generate(program, action);
   add_data(program, action);

@@ -32,8 +32,6 @@ struct ParamSpec {
   bool packed = false;  ///< lies directly behind the entry before it: one matrix for one product
   bool decay = false;   ///< weight decay (matrices)
   bool trainable = true;
-  bool tp_partial_gradient =
-      false;  ///< under sequence parallelism: gradients of the ranks of tp are to be summed
   std::vector<std::string> tied;  ///< other logical names of the same weights
   Init init = Init::zeros;
   double init_std = 0.0;
@@ -58,7 +56,9 @@ struct BucketSection {
   int64_t begin = 0;  ///< a multiple of kSectionAlignment elements
   int64_t end = 0;    ///< of the elements that belong to parameters
   bool decay = false;
-  bool replicated = false;  ///< the same on every rank of tp: counted once in norms
+  /// The same on every rank of tp: counted once in norms; under sequence parallelism each rank's
+  /// tokens give a part of the gradient, and the parts are summed.
+  bool replicated = false;
 };
 
 /// All parameters of one layer, one after another in one flat buffer, so that a layer's gradients

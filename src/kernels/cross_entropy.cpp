@@ -46,6 +46,20 @@ void cross_entropy_statistics(Executor& x, Tensor row_max, Tensor row_sum, Tenso
   x.completed(kName, {row_sum, target_logit});
 }
 
+void cross_entropy_rescale(Executor& x, Tensor row_sum, ConstTensor row_max,
+                           ConstTensor whole_max) {
+  constexpr const char* kName = "cross_entropy_rescale";
+  require_contiguous(kName, x, {row_sum});
+  if (row_sum.dtype() != DType::fp32 && row_sum.dtype() != DType::fp64) {
+    refuse_dtypes(kName, {row_sum});
+  }
+  const int64_t rows = row_sum.size(0);
+  require_statistic(kName, "row_max", x, row_max, rows, row_sum.dtype());
+  require_statistic(kName, "whole_max", x, whole_max, rows, row_sum.dtype());
+  cpu::cross_entropy_rescale(x, row_sum, row_max, whole_max);
+  x.completed(kName, {row_sum});
+}
+
 void cross_entropy_forward(Executor& x, Tensor loss_sum, Tensor lse, ConstTensor row_max,
                            ConstTensor row_sum, ConstTensor target_logit, ConstTensor targets) {
   constexpr const char* kName = "cross_entropy_forward";

@@ -20,6 +20,9 @@ inline constexpr int32_t kIgnoredTarget = -1;
 void cross_entropy_statistics(Executor& x, Tensor row_max, Tensor row_sum, Tensor target_logit,
                               ConstTensor logits, ConstTensor targets, int64_t first_column,
                               int64_t vocabulary);
+/// Between the two reductions over ranks: row_sum *= exp(row_max - whole_max), from a rank's own
+/// maximum to that of the whole vocabulary. All (N) in the logits' dtype.
+void cross_entropy_rescale(Executor& x, Tensor row_sum, ConstTensor row_max, ConstTensor whole_max);
 /// From statistics over the whole vocabulary: lse (N) = row_max + log row_sum; loss_sum (1) fp64 +=
 /// Σ over unmasked rows, in index order, of lse - target_logit. Nats.
 void cross_entropy_forward(Executor& x, Tensor loss_sum, Tensor lse, ConstTensor row_max,

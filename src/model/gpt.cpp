@@ -108,7 +108,7 @@ void Gpt::declare(TensorVisitor& visitor, const Parameters& parameters, const Ex
     a.out_part = layers.declare("residual", precision.residual, residual_shape, stream);
     in = a.out_part;
   }
-  head_acts_.declare(visitor, s, precision, sequence, backward);
+  head_acts_.declare(visitor, s, precision, tp_, backward);
   if (backward) {
     d_residual_ =
         visitor.declare("d_residual", precision.residual, residual_shape,

@@ -33,12 +33,9 @@ class TableWriter {
     if (!model_.bias) return;
     ParamSpec& spec = add(name, {size}, cut);
     spec.packed = packed;
-    spec.tp_partial_gradient = cut == TpCut::none;
   }
   void layernorm(const std::string& name) {
-    ParamSpec& weight = add(name + ".weight", {model_.channels}, TpCut::none);
-    weight.init = Init::ones;
-    weight.tp_partial_gradient = true;
+    add(name + ".weight", {model_.channels}, TpCut::none).init = Init::ones;
     bias(name + ".bias", model_.channels, TpCut::none);
   }
 
@@ -75,8 +72,7 @@ std::vector<ParamSpec> gpt_parameters(const ModelConfig& model, int64_t vocabula
   ParamSpec& token = write.matrix("embedding.token.weight", {vocabulary, C}, TpCut::rows);
   token.padded_rows = padded_vocabulary(vocabulary, tp);
   if (model.tied_embeddings) token.tied = {"head.weight"};
-  write.matrix("embedding.position.weight", {model.context, C}, TpCut::none).tp_partial_gradient =
-      true;
+  write.matrix("embedding.position.weight", {model.context, C}, TpCut::none);
 
   for (int64_t l = 0; l < model.layers; ++l) {
     write.begin_bucket(static_cast<int>(1 + l));

@@ -39,6 +39,17 @@ void for_each_chunk(const HeadActs& a, const Sizes& sizes, Body&& body) {
   }
 }
 
+/// From each rank's statistics over its columns those over the whole vocabulary.
+void reduce_statistics(Executor& x, const Tensor& whole_max, const Tensor& row_sum,
+                       const Tensor& target_logit, const Tensor& row_max, TensorParallel& tp) {
+  if (tp.size() == 1) return;
+  copy(x, whole_max, row_max);
+  tp.all_reduce(x, whole_max, ReduceOp::max);
+  cross_entropy_rescale(x, row_sum, row_max, whole_max);
+  tp.all_reduce(x, row_sum);
+  tp.all_reduce(x, target_logit);
+}
+
 /// Steps 3 to 5 for one chunk.
 void chunk_forward(Executor& x, const Tensor& loss_sum, HeadActs& a, const HeadParams& w,
                    const ConstTensor& targets, const Chunk& chunk, const Sizes& sizes,
@@ -50,8 +61,9 @@ void chunk_forward(Executor& x, const Tensor& loss_sum, HeadActs& a, const HeadP
   matmul_forward(x, logits, chunk.rows(a.ln), w.weight, {});  // 3
   cross_entropy_statistics(x, row_max, row_sum, target_logit, logits, chunk.targets(targets),
                            tp.rank() * sizes.V_tp, sizes.V);  // 4
-  tp.reduce_softmax_statistics(x, row_max, row_sum, target_logit);
-  cross_entropy_forward(x, loss_sum, chunk.local(a.lse), row_max, row_sum, target_logit,
+  const Tensor whole_max = chunk.local(a.whole_max);
+  reduce_statistics(x, whole_max, row_sum, target_logit, row_max, tp);
+  cross_entropy_forward(x, loss_sum, chunk.local(a.lse), whole_max, row_sum, target_logit,
                         chunk.targets(targets));  // 5
 }
 
@@ -62,7 +74,8 @@ int64_t head_chunk_rows(const Sizes& sizes) {
 }
 
 void HeadActs::declare(TensorVisitor& visitor, const Sizes& s, const Precision& precision,
-                       bool sequence_parallel, bool backward) {
+                       const TensorParallel& tp, bool backward) {
+  const bool sequence_parallel = tp.sequence_parallel();
   const DType act = precision.activation;
   const DType stat = accumulator_of(act);
   const int64_t R = head_chunk_rows(s);
@@ -77,6 +90,7 @@ void HeadActs::declare(TensorVisitor& visitor, const Sizes& s, const Precision& 
   row_sum = visitor.declare("head.row_sum", stat, {R}, during_chunk);
   target_logit = visitor.declare("head.target_logit", stat, {R}, during_chunk);
   lse = visitor.declare("head.lse", stat, {R}, during_chunk);
+  whole_max = tp.size() == 1 ? row_max : visitor.declare("head.whole_max", stat, {R}, during_chunk);
   if (!backward) return;
   dlogits = act == stat ? logits : visitor.declare("head.d_logits", act, {R, s.V_tp}, during_chunk);
   dln = visitor.declare("head.d_ln", act, {s.B, s.T, s.C}, whole);

@@ -24,10 +24,11 @@ struct HeadActs {
   Tensor logits;            ///< (R, V_tp) fp32 (fp64 for fp64)
   Tensor dlogits;  ///< (R, V_tp) in the activation dtype; one with logits when the dtypes agree
   Tensor row_max, row_sum, target_logit, lse;  ///< (R)
+  Tensor whole_max;  ///< (R): row_max over all ranks; one with row_max on one
 
   /// backward: whether gradients will be asked for.
   void declare(TensorVisitor& visitor, const Sizes& sizes, const Precision& precision,
-               bool sequence_parallel, bool backward);
+               const TensorParallel& tp, bool backward);
 };
 
 /// Rows of a chunk of logits, R.

@@ -22,8 +22,8 @@ Tensor section_of(const Tensor& flat, const BucketSection& section) {
 
 }  // namespace
 
-Optimizer::Optimizer(const OptimConfig& config, const Parameters& parameters)
-    : config_(config), parameters_(parameters) {}
+Optimizer::Optimizer(const OptimConfig& config, const Parameters& parameters, TensorParallel* tp)
+    : config_(config), parameters_(parameters), tp_(tp) {}
 
 void Optimizer::declare(TensorVisitor& visitor) {
   const Precision& precision = parameters_.precision();
@@ -58,15 +58,26 @@ void Optimizer::zero_gradients(Executor& x) {
   for (const Bucket& bucket : parameters_.buckets()) fill(x, bucket.grad, 0.0);
 }
 
-void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
+/// Partials of the global norm over all ranks. What every rank has counts once, on the first.
+void Optimizer::sum_norm(Executor& x) {
+  const bool counts_replicas = tp_ == nullptr || tp_->rank() == 0;
   int64_t first = 0;
   for (const Bucket& bucket : parameters_.buckets()) {
     for (const BucketSection& section : bucket.sections) {
-      sum_of_squares(x, partials_.slice(0, first, chunks(section)),
-                     section_of(bucket.grad, section));
+      const Tensor partials = partials_.slice(0, first, chunks(section));
+      if (section.replicated && !counts_replicas) {
+        fill(x, partials, 0.0);
+      } else {
+        sum_of_squares(x, partials, section_of(bucket.grad, section));
+      }
       first += chunks(section);
     }
   }
+  if (tp_ != nullptr) tp_->all_reduce(x, partials_);
+}
+
+void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
+  sum_norm(x);
   decide_step(x, state_, partials_, loss, {.clip_norm = config_.clip_norm, .lr = lr});
   for (size_t b = 0; b < buckets_.size(); ++b) {
     const Bucket& bucket = parameters_.buckets()[b];

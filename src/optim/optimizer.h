@@ -6,6 +6,7 @@
 #include "core/parameters.h"
 #include "core/step_state.h"
 #include "optim/optim_config.h"
+#include "parallel/tensor_parallel.h"
 
 namespace gradus {
 
@@ -14,8 +15,9 @@ namespace gradus {
 /// in them.
 class Optimizer {
  public:
-  /// parameters must outlive this.
-  Optimizer(const OptimConfig& config, const Parameters& parameters);
+  /// parameters must outlive this, and so must tp: the ranks that share the parameters, with whom
+  /// the norm is summed. null: this rank has all of them.
+  Optimizer(const OptimConfig& config, const Parameters& parameters, TensorParallel* tp = nullptr);
 
   void declare(TensorVisitor& visitor);
 
@@ -44,10 +46,12 @@ class Optimizer {
     Tensor m;
     Tensor v;
   };
+  void sum_norm(Executor& x);
   Tensor view(const Parameter& parameter, const Tensor& flat) const;
 
   OptimConfig config_;
   const Parameters& parameters_;
+  TensorParallel* tp_;
   std::vector<BucketState> buckets_;
   Tensor partials_;  // fp64: of the global norm, over all sections in order
   Tensor state_;     // u8 (sizeof(StepState))

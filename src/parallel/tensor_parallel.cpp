@@ -1,8 +1,5 @@
 #include "parallel/tensor_parallel.h"
 
-#include <cmath>
-#include <cstring>
-
 namespace gradus {
 namespace {
 
@@ -10,14 +7,6 @@ namespace {
 template <typename AnyTensor>
 AnyTensor sequence(const AnyTensor& tensor, int64_t b) {
   return tensor.slice(0, b, 1).reshape({-1});
-}
-
-template <typename S>
-void rescale(const Tensor& row_sum, const ConstTensor& local_max, const ConstTensor& global_max) {
-  S* sum = row_sum.as<S>();
-  const S* local = local_max.as<S>();
-  const S* global = global_max.as<S>();
-  for (int64_t i = 0; i < row_sum.numel(); ++i) sum[i] *= std::exp(local[i] - global[i]);
 }
 
 }  // namespace
@@ -55,21 +44,8 @@ void TensorParallel::reduce_scatter_backward(Executor& x, const Tensor& dfull,
   gather(x, dfull, dpart);
 }
 
-void TensorParallel::reduce_softmax_statistics(Executor& x, const Tensor& row_max,
-                                               const Tensor& row_sum, const Tensor& target_logit) {
-  if (size() == 1) return;
-  Scratch scratch(x);
-  const Tensor local_max(scratch.take<double>(row_max.numel()), row_max.dtype(), row_max.device(),
-                         row_max.shape());
-  std::memcpy(local_max.data(), row_max.data(), static_cast<size_t>(row_max.bytes()));
-  group_->all_reduce(x, row_max, row_max, ReduceOp::max).wait(x);
-  if (row_max.dtype() == DType::fp64) {
-    rescale<double>(row_sum, local_max, row_max);
-  } else {
-    rescale<float>(row_sum, local_max, row_max);
-  }
-  group_->all_reduce(x, row_sum, row_sum).wait(x);
-  group_->all_reduce(x, target_logit, target_logit).wait(x);
+void TensorParallel::all_reduce(Executor& x, const Tensor& inout, ReduceOp op) {
+  if (size() > 1) group_->all_reduce(x, inout, inout, op).wait(x);
 }
 
 }  // namespace gradus

@@ -40,10 +40,8 @@ class TensorParallel {
   /// Its backward: dfull = the tokens of all ranks.
   void reduce_scatter_backward(Executor& x, const Tensor& dfull, const ConstTensor& dpart);
 
-  /// From each rank's row_max, row_sum = Σ exp(logit - row_max) and target_logit (0 where the
-  /// target is not its own), all (N), those over the whole vocabulary.
-  void reduce_softmax_statistics(Executor& x, const Tensor& row_max, const Tensor& row_sum,
-                                 const Tensor& target_logit);
+  /// inout = its reduction over ranks.
+  void all_reduce(Executor& x, const Tensor& inout, ReduceOp op = ReduceOp::sum);
 
  private:
   Communicator* group_ = nullptr;

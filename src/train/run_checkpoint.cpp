@@ -1,5 +1,6 @@
 #include "train/run_checkpoint.h"
 
+#include "checkpoint/safetensors_writer.h"
 #include "checkpoint/step_state_json.h"
 #include "core/error.h"
 
@@ -13,14 +14,73 @@ struct OptimizerTensor {
 constexpr OptimizerTensor kMoments[] = {{"adam.m.", &Optimizer::first_moment},
                                         {"adam.v.", &Optimizer::second_moment}};
 
-NamedTensor named(const std::string& name, const Parameter& parameter, const Tensor& values) {
-  const TensorPiece piece = piece_of(parameter, values);
-  return {name, values.dtype(), parameter.spec.shape, {{piece.begin, piece.data}}};
+/// `values` is shaped like the parameter. What every rank of tp has is written by the first of
+/// them.
+NamedTensor named(const std::string& name, const Parameter& parameter, const Tensor& values,
+                  const TensorParallel& tp) {
+  NamedTensor tensor{name, values.dtype(), parameter.spec.shape, {}};
+  if (parameter.spec.cut != TpCut::none || tp.rank() == 0) {
+    const TensorPiece piece = piece_of(parameter, values);
+    tensor.pieces.push_back({piece.begin, piece.data});
+  }
+  return tensor;
 }
 
 TensorDestination destination(const std::string& name, const Parameter& parameter,
                               const Tensor& values) {
   return {name, parameter.spec.shape, {piece_of(parameter, values)}};
+}
+
+/// The first rank's text, on every rank.
+std::string broadcast_text(Executor& x, Communicator& world, std::string text) {
+  int32_t size = static_cast<int32_t>(text.size());
+  world.broadcast(x, Tensor(&size, DType::i32, Device::cpu, {1}), 0).wait(x);
+  text.resize(static_cast<size_t>(size));
+  world.broadcast(x, Tensor(text.data(), DType::u8, Device::cpu, {size}), 0).wait(x);
+  return text;
+}
+
+void write_pieces(SafetensorsWriter& file, const std::vector<NamedTensor>& tensors) {
+  for (const NamedTensor& tensor : tensors) {
+    for (const ConstTensorPiece& piece : tensor.pieces) file.write(tensor.name, piece);
+  }
+  file.finish(SafetensorsWriter::Coverage::slices);
+}
+
+std::vector<TensorDeclaration> declarations(const std::vector<NamedTensor>& tensors) {
+  std::vector<TensorDeclaration> out;
+  for (const NamedTensor& tensor : tensors)
+    out.push_back({tensor.name, tensor.dtype, tensor.shape});
+  return out;
+}
+
+/// The first rank makes the folder and its files, every rank writes its pieces, the first commits.
+SaveResult save_together(const std::filesystem::path& run, const CheckpointContents& contents,
+                         int64_t keep, Executor& x, Communicator& world) {
+  const auto weights = declarations(contents.model);
+  const auto moments = declarations(contents.optimizer);
+  if (world.rank() != 0) {
+    const std::filesystem::path folder = broadcast_text(x, world, {});
+    auto model_file = SafetensorsWriter::join(folder / kModelFile, weights);
+    auto optimizer_file = SafetensorsWriter::join(folder / kOptimizerFile, moments);
+    write_pieces(model_file, contents.model);
+    write_pieces(optimizer_file, contents.optimizer);
+    world.barrier(x).wait(x);  // all pieces are written
+    world.barrier(x).wait(x);  // the checkpoint is in place
+    return {};
+  }
+  CheckpointWriter writer(run, contents.step);
+  auto model_file = SafetensorsWriter::create(writer.folder() / kModelFile, weights);
+  auto optimizer_file = SafetensorsWriter::create(writer.folder() / kOptimizerFile, moments);
+  broadcast_text(x, world, writer.folder().string());
+  write_pieces(model_file, contents.model);
+  write_pieces(optimizer_file, contents.optimizer);
+  world.barrier(x).wait(x);
+  for (const auto& [name, bytes] : contents.files) writer.add_file(name, bytes);
+  writer.add_state(contents.state);
+  SaveResult result = writer.commit(keep);
+  world.barrier(x).wait(x);
+  return result;
 }
 
 /// Settings that decide what the tensors are: they cannot change within a run.
@@ -32,7 +92,8 @@ bool is_fixed(const std::string& key) {
 }  // namespace
 
 SaveResult save_run(const std::filesystem::path& run, const RunProgress& progress,
-                    const Config& config, const Tokenizer& tokenizer, const TrainingModel& model) {
+                    const Config& config, const Tokenizer& tokenizer, TrainingModel& model,
+                    Communicator* world) {
   const Optimizer& optimizer = model.optimizer();
   CheckpointContents contents;
   contents.step = progress.step;
@@ -43,13 +104,16 @@ SaveResult save_run(const std::filesystem::path& run, const RunProgress& progres
   contents.files = {{"config.yaml", to_yaml(config)}, {"tokenizer.json", tokenizer.to_json()}};
   for (const Parameter& parameter : model.parameters().all()) {
     const std::string& name = parameter.spec.name;
-    contents.model.push_back(named(name, parameter, optimizer.master(parameter)));
+    contents.model.push_back(named(name, parameter, optimizer.master(parameter), model.tp()));
     for (const OptimizerTensor& moment : kMoments) {
       contents.optimizer.push_back(
-          named(moment.prefix + name, parameter, (optimizer.*moment.view)(parameter)));
+          named(moment.prefix + name, parameter, (optimizer.*moment.view)(parameter), model.tp()));
     }
   }
-  return save_checkpoint(run, contents, config.checkpoint.keep);
+  if (world == nullptr || world->size() == 1) {
+    return save_checkpoint(run, contents, config.checkpoint.keep);
+  }
+  return save_together(run, contents, config.checkpoint.keep, model.executor(), *world);
 }
 
 std::vector<std::string> check_run(const Checkpoint& checkpoint, const Config& config,

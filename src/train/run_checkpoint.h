@@ -7,6 +7,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "data/tokenizer.h"
+#include "parallel/communicator.h"
 #include "train/config.h"
 #include "train/training_model.h"
 
@@ -19,9 +20,12 @@ struct RunProgress {
 };
 
 /// Saves a training run into RUN/checkpoints: logical weights (the master weights where there are
-/// any), moments, StepState, progress, the resolved configuration and the tokenizer.
+/// any), moments, StepState, progress, the resolved configuration and the tokenizer. world: null,
+/// or all ranks of the run, which call this together; each writes its parts, and the first one's
+/// result says what was saved.
 SaveResult save_run(const std::filesystem::path& run, const RunProgress& progress,
-                    const Config& config, const Tokenizer& tokenizer, const TrainingModel& model);
+                    const Config& config, const Tokenizer& tokenizer, TrainingModel& model,
+                    Communicator* world = nullptr);
 
 /// Refuses a checkpoint whose model, precision or tokenizer is not the run's, with every
 /// difference. Throws CheckpointError. Returns the other settings that differ, "key: before ->

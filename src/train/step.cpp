@@ -64,7 +64,20 @@ void Stepper::accumulate_gradients() {
   for (int64_t m = 0; m < model_.micro_batches(); ++m) {
     model_.gpt().forward_backward(x, micro_batch(m), hooks_);
   }
+  if (model_.tp().sequence_parallel()) sum_replicated_gradients();
   scale(x, model_.loss(), 1.0 / static_cast<double>(target_count_));
+}
+
+/// Under sequence parallelism each rank has seen its own tokens only, and parameters that are whole on
+/// every rank (layernorms, biases behind row-parallel products, positions) have a part of their gradient.
+void Stepper::sum_replicated_gradients() {
+  for (const Bucket& bucket : model_.parameters().buckets()) {
+    for (const BucketSection& section : bucket.sections) {
+      if (!section.replicated) continue;
+      model_.tp().all_reduce(model_.executor(),
+                             bucket.grad.slice(0, section.begin, section.end - section.begin));
+    }
+  }
 }
 
 StepState Stepper::run(const Loader& loader, int64_t first_sample, double lr) {

@@ -37,6 +37,7 @@ class Stepper {
 
  private:
   void accumulate_gradients();
+  void sum_replicated_gradients();
   MicroBatch micro_batch(int64_t index) const;
 
   const Config& config_;

@@ -6,7 +6,6 @@
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "optim/schedule.h"
-#include "train/signals.h"
 
 namespace gradus {
 namespace {
@@ -16,6 +15,9 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
+
+/// Whether something that happens every `every` steps happens at this one; 0: it never does.
+bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
 /// JSON has no NaN and no infinities.
 nlohmann::json number(double value) {
@@ -44,7 +46,8 @@ Trainer::Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog
       log_.warn("changed since {}: {}", checkpoint->path().filename().string(), change);
     }
   }
-  prepare_run_folder();
+  if (first_rank()) prepare_run_folder();
+  meet();
   baseline_bytes_ = resident_memory();
   model_.allocate();
   if (checkpoint) {
@@ -54,7 +57,7 @@ Trainer::Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog
   } else {
     model_.initialize(static_cast<uint64_t>(config_.seed));
   }
-  metrics_.emplace(run_ / "metrics.jsonl", progress_.step);
+  if (first_rank()) metrics_.emplace(run_ / "metrics.jsonl", progress_.step);
   log_start();
 }
 
@@ -79,6 +82,26 @@ std::optional<Checkpoint> Trainer::checkpoint_to_resume() {
   }
   for (const std::string& line : refused) log_.warn("not used: {}", line);
   return checkpoint;
+}
+
+bool Trainer::first_rank() const {
+  return options_.world == nullptr || options_.world->rank() == 0;
+}
+
+/// Waits until every rank is here.
+void Trainer::meet() {
+  if (options_.world != nullptr) options_.world->barrier(model_.executor()).wait(model_.executor());
+}
+
+/// Whether any rank was asked to stop: all of them stop after the same step.
+bool Trainer::stop_asked(const StopSignals& signals) {
+  int32_t asked = signals.received() != nullptr ? 1 : 0;
+  if (options_.world != nullptr) {
+    const Tensor flag(&asked, DType::i32, Device::cpu, {1});
+    options_.world->all_reduce(model_.executor(), flag, flag, ReduceOp::max)
+        .wait(model_.executor());
+  }
+  return asked != 0;
 }
 
 void Trainer::prepare_run_folder() {
@@ -125,19 +148,25 @@ Trainer::Outcome Trainer::run() {
 
     const bool last = progress_.step == config_.train.steps;
     if (state.nonfinite != 0) handle_nonfinite(state);
-    if (last || progress_.step == 1 || progress_.step % config_.log.every == 0) {
+    if (last || progress_.step == 1 || due(progress_.step, config_.log.every)) {
       log_step(state, interval);
     }
-    const bool stop = signals.received() != nullptr;
-    if (data_.val && !stop && (last || progress_.step % config_.eval.every == 0)) evaluate();
-    if (last || stop || progress_.step % config_.checkpoint.every == 0) save();
+    const bool stop = stop_asked(signals);
+    if (data_.val && !stop && (last || due(progress_.step, config_.eval.every))) evaluate();
+    if (last || stop || due(progress_.step, config_.checkpoint.every)) save();
     if (stop && !last) {
-      log_.info("stopped by {} after step {}. To go on: {}", signals.received(), progress_.step,
+      const char* signal = signals.received();
+      log_.info("stopped by {} after step {}. To go on: {}",
+                signal == nullptr ? "a signal to another rank" : signal, progress_.step,
                 options_.resume_command);
       return Outcome::interrupted;
     }
   }
   return Outcome::finished;
+}
+
+void Trainer::write_metrics(const nlohmann::json& line) {
+  if (metrics_) metrics_->write(line);
 }
 
 void Trainer::log_step(const StepState& state, Interval& interval) {
@@ -146,19 +175,19 @@ void Trainer::log_step(const StepState& state, Interval& interval) {
       static_cast<double>(config_.train.global_batch * model_.gpt().sizes().T * interval.steps);
   const double tokens_per_s = tokens / interval.seconds;
   interval = {};
-  metrics_->write({{"event", "train"},
-                   {"step", progress_.step},
-                   {"loss", number(state.loss)},
-                   {"grad_norm", number(state.grad_norm)},
-                   {"lr", state.lr},
-                   {"tokens", progress_.samples * model_.gpt().sizes().T},
-                   {"tokens_per_s", tokens_per_s},
-                   {"step_ms", step_ms},
-                   {"skipped", state.skipped},
-                   {"arena_bytes", model_.arena().plan().total_bytes()},
-                   {"baseline_bytes", baseline_bytes_},
-                   {"resident_bytes", resident_memory()},
-                   {"peak_bytes", peak_resident_memory()}});
+  write_metrics({{"event", "train"},
+                 {"step", progress_.step},
+                 {"loss", number(state.loss)},
+                 {"grad_norm", number(state.grad_norm)},
+                 {"lr", state.lr},
+                 {"tokens", progress_.samples * model_.gpt().sizes().T},
+                 {"tokens_per_s", tokens_per_s},
+                 {"step_ms", step_ms},
+                 {"skipped", state.skipped},
+                 {"arena_bytes", model_.arena().plan().total_bytes()},
+                 {"baseline_bytes", baseline_bytes_},
+                 {"resident_bytes", resident_memory()},
+                 {"peak_bytes", peak_resident_memory()}});
   log_.info("step {:>6}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {:.1f} ms  {:.0f} tokens/s",
             progress_.step, config_.train.steps, state.loss, state.grad_norm, state.lr, step_ms,
             tokens_per_s);
@@ -168,12 +197,12 @@ void Trainer::handle_nonfinite(const StepState& state) {
   const std::string where = stepper_.find_nonfinite();
   log_.warn("step {} changed nothing: loss {}, gradient norm {}; {}", progress_.step, state.loss,
             state.grad_norm, where);
-  metrics_->write({{"event", "skipped"},
-                   {"step", progress_.step},
-                   {"loss", number(state.loss)},
-                   {"grad_norm", number(state.grad_norm)},
-                   {"first_nonfinite", where},
-                   {"skipped", state.skipped}});
+  write_metrics({{"event", "skipped"},
+                 {"step", progress_.step},
+                 {"loss", number(state.loss)},
+                 {"grad_norm", number(state.grad_norm)},
+                 {"first_nonfinite", where},
+                 {"skipped", state.skipped}});
   if (state.skipped_in_row >= config_.train.max_skipped_steps) {
     throw NumericError(
         "{} steps in a row had a loss or gradient norm that is not finite, up to step {}; {}. The "
@@ -185,19 +214,21 @@ void Trainer::handle_nonfinite(const StepState& state) {
 void Trainer::evaluate() {
   const Stepper::Evaluation result = stepper_.evaluate(*data_.val, config_.eval.batches);
   const double perplexity = std::exp(result.loss);
-  metrics_->write({{"event", "eval"},
-                   {"step", progress_.step},
-                   {"loss", number(result.loss)},
-                   {"perplexity", number(perplexity)},
-                   {"targets", result.targets}});
+  write_metrics({{"event", "eval"},
+                 {"step", progress_.step},
+                 {"loss", number(result.loss)},
+                 {"perplexity", number(perplexity)},
+                 {"targets", result.targets}});
   log_.info("step {:>6}  validation loss {:.4f}  perplexity {:.3f}  ({} tokens)", progress_.step,
             result.loss, perplexity, result.targets);
 }
 
 void Trainer::save() {
   if (saved_step_ == progress_.step) return;
-  const SaveResult result = save_run(run_, progress_, config_, *data_.tokenizer, model_);
+  const SaveResult result =
+      save_run(run_, progress_, config_, *data_.tokenizer, model_, options_.world);
   saved_step_ = progress_.step;
+  if (!first_rank()) return;
   log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));
   for (const std::string& warning : result.warnings) log_.warn("{}", warning);
 }

@@ -14,6 +14,7 @@
 #include "train/config.h"
 #include "train/metrics.h"
 #include "train/run_checkpoint.h"
+#include "train/signals.h"
 #include "train/step.h"
 #include "train/training_model.h"
 
@@ -38,8 +39,9 @@ class Trainer {
  public:
   struct Options {
     Config config;
-    std::string
-        resume_command;  ///< what a user types to go on, for the message of an interrupted run
+    /// What a user types to go on, for the message of an interrupted run.
+    std::string resume_command;
+    Communicator* world = nullptr;  ///< all ranks of the run; null: this one alone
   };
   /// x, tp and log must outlive this. Opens the data and the run's folder, finds the checkpoint to
   /// go on from, checks it, and only then allocates. Throws any of the errors of these.
@@ -55,6 +57,10 @@ class Trainer {
 
   std::optional<Checkpoint> checkpoint_to_resume();
   void prepare_run_folder();
+  bool first_rank() const;
+  void meet();
+  bool stop_asked(const StopSignals& signals);
+  void write_metrics(const nlohmann::json& line);
   void log_start();
   void log_step(const StepState& state, Interval& interval);
   void handle_nonfinite(const StepState& state);

@@ -29,10 +29,11 @@ Gpt::Options gpt_options(const Config& config, int64_t vocabulary) {
 TrainingModel::TrainingModel(const Config& config, int64_t vocabulary, Executor& x,
                              TensorParallel& tp)
     : x_(x),
+      tp_(tp),
       micro_batches_(config.train.global_batch / config.train.micro_batch),
       parameters_(gpt_parameters(config.model, vocabulary, tp.size()),
                   parameter_options(config, tp)),
-      optimizer_(config.optim, parameters_),
+      optimizer_(config.optim, parameters_, &tp),
       gpt_(gpt_options(config, vocabulary), tp) {}
 
 void TrainingModel::declare(TensorVisitor& visitor) {

@@ -33,6 +33,8 @@ class TrainingModel {
   Gpt& gpt() { return gpt_; }
   const Gpt& gpt() const { return gpt_; }
   Executor& executor() { return x_; }
+  TensorParallel& tp() { return tp_; }
+  const TensorParallel& tp() const { return tp_; }
   const Arena& arena() const { return *arena_; }
 
   int64_t micro_batches() const { return micro_batches_; }
@@ -46,6 +48,7 @@ class TrainingModel {
   void declare(TensorVisitor& visitor);
 
   Executor& x_;
+  TensorParallel& tp_;
   int64_t micro_batches_;
   Parameters parameters_;
   Optimizer optimizer_;

@@ -167,6 +167,17 @@ void cross_entropy_statistics(Executor& x, Tensor row_max, Tensor row_sum, Tenso
   (x, row_max, row_sum, target_logit, logits, targets, first_column, vocabulary);
 }
 
+void cross_entropy_rescale(Executor&, Tensor row_sum, ConstTensor row_max, ConstTensor whole_max) {
+  const auto rescale = [&]<typename S>(S) {
+    const S* from = row_max.as<S>();
+    const S* to = whole_max.as<S>();
+    S* sum = row_sum.as<S>();
+    // A rank of padding alone has -inf and 0, and exp(-inf) · 0 = 0.
+    for (int64_t i = 0; i < row_sum.size(0); ++i) sum[i] *= std::exp(from[i] - to[i]);
+  };
+  row_sum.dtype() == DType::fp64 ? rescale(double{}) : rescale(float{});
+}
+
 void cross_entropy_forward(Executor&, Tensor loss_sum, Tensor lse, ConstTensor row_max,
                            ConstTensor row_sum, ConstTensor target_logit, ConstTensor targets) {
   // N numbers by one thread, in index order: the sum depends on nothing else.
