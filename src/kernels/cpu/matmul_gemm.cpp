@@ -21,6 +21,9 @@ constexpr int64_t kRowTilesPerBlock = 24;
 // cache, and scratch memory stays bounded whatever the product's size.
 constexpr int64_t kRowSlab = 256 * kTileRows;
 constexpr int64_t kColumnSlab = 1024;
+// Up to so many columns, reading the rows of a where they are costs less than packing them; beyond,
+// one packed stream instead of six saves more than it cost.
+constexpr int64_t kMostColumnsInPlace = 512;
 // Multiplications that are worth a thread of their own.
 constexpr int64_t kWorkPerThread = int64_t{1} << 16;
 
@@ -34,7 +37,7 @@ int team_size(const Executor& x, const Gemm& p) {
 
 /// Elements of the three pieces of scratch memory.
 struct ScratchSizes {
-  int64_t a = 0;     ///< a slab of a, widened or packed; 0 where a is read in place
+  int64_t a = 0;     ///< a slab of a in tiles of six rows; 0 where a is read in place
   int64_t b = 0;     ///< a slab of b in strips of two vectors
   int64_t sums = 0;  ///< a slab of c in the accumulator type, where c cannot hold partial sums
 };
@@ -48,7 +51,8 @@ ScratchSizes scratch_sizes(const Gemm& p) {
   const int64_t rows = std::min(round_up(p.rows, kTileRows), kRowSlab);
   const int64_t columns = std::min(round_up(p.columns, width), kColumnSlab);
   const int64_t depth = std::min(p.depth, kDepthBlock);
-  if (!std::is_same_v<S, T> || p.a.transposed) sizes.a = rows * depth;
+  if (!std::is_same_v<S, T> || p.a.transposed || p.columns > kMostColumnsInPlace)
+    sizes.a = rows * depth;
   sizes.b = columns * depth;
   if (size_of(p.c_dtype) != sizeof(T) && p.depth > kDepthBlock) sizes.sums = rows * columns;
   return sizes;
@@ -99,18 +103,17 @@ class Product {
 
   void pack_a(TeamMember member, const Block& block) const {
     if (packed_a_ == nullptr) return;
-    if (p_.a.transposed) {
-      const auto [begin, end] = member.share((block.rows + kTileRows - 1) / kTileRows);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t row = tile * kTileRows;
-        pack_row_tile(packed_a_ + row * block.depth, a_ + block.row + row + block.k * p_.a.stride,
-                      p_.a.stride, std::min(kTileRows, block.rows - row), block.depth);
-      }
-    } else {
-      const auto [begin, end] = member.share(block.rows);
-      for (int64_t row = begin; row < end; ++row) {
-        pack_row(Tag<S>(), packed_a_ + row * block.depth,
-                 a_ + (block.row + row) * p_.a.stride + block.k, block.depth);
+    const auto [begin, end] = member.share((block.rows + kTileRows - 1) / kTileRows);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t row = tile * kTileRows;
+      const int64_t count = std::min(kTileRows, block.rows - row);
+      T* to = packed_a_ + row * block.depth;
+      if (p_.a.transposed) {
+        pack_row_tile(to, a_ + block.row + row + block.k * p_.a.stride, p_.a.stride, count,
+                      block.depth);
+      } else {
+        pack_transposed(to, kTileRows, a_ + (block.row + row) * p_.a.stride + block.k, p_.a.stride,
+                        count, block.depth);
       }
     }
   }
@@ -152,13 +155,14 @@ class Product {
     const int64_t column = strip * width();
     std::array<const T*, kTileRows> a;
     int64_t a_step = 1;
-    if (packed_a_ != nullptr && p_.a.transposed) {
+    if (packed_a_ != nullptr) {
       a_step = kTileRows;
       for (int64_t i = 0; i < kTileRows; ++i) a[i] = packed_a_ + row * block.depth + i;
     } else {
       // Rows past the last repeat it; their sums are not stored.
       for (int64_t i = 0; i < kTileRows; ++i) {
-        a[i] = a_row(block, std::min(row + i, block.rows - 1));
+        a[i] = static_cast<const T*>(p_.a.data) +
+               (block.row + std::min(row + i, block.rows - 1)) * p_.a.stride + block.k;
       }
     }
     const T* b = packed_b_ + column * block.depth;
@@ -199,14 +203,6 @@ class Product {
                                           .rows = rows,
                                           .columns = columns});
       }
-    }
-  }
-
-  const T* a_row(const Block& block, int64_t row) const {
-    if constexpr (std::is_same_v<S, T>) {
-      return a_ + (block.row + row) * p_.a.stride + block.k;
-    } else {
-      return packed_a_ + row * block.depth;
     }
   }
 

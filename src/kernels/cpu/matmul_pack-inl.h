@@ -69,16 +69,16 @@ HWY_INLINE void pack_columns(D d, T* HWY_RESTRICT to, int64_t width, const S* HW
 }
 
 #if HWY_TARGET != HWY_SCALAR
-/// 4 rows of 4 numbers transposed: to[j · width + i] = from[i · stride + j].
+/// Four rows of four numbers transposed: to[j · width + i] = from[min(i, last_row) · stride + j].
 template <typename S>
 HWY_INLINE void transpose_4x4(float* HWY_RESTRICT to, int64_t width, const S* HWY_RESTRICT from,
-                              int64_t stride) {
+                              int64_t stride, int64_t last_row) {
   const hn::FixedTag<float, 4> d;
   const hn::FixedTag<uint64_t, 2> pairs;
   const auto row0 = load(d, from);
-  const auto row1 = load(d, from + stride);
-  const auto row2 = load(d, from + 2 * stride);
-  const auto row3 = load(d, from + 3 * stride);
+  const auto row1 = load(d, from + std::min<int64_t>(1, last_row) * stride);
+  const auto row2 = load(d, from + std::min<int64_t>(2, last_row) * stride);
+  const auto row3 = load(d, from + std::min<int64_t>(3, last_row) * stride);
   const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, row0, row1));
   const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, row2, row3));
   const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, row0, row1));
@@ -98,11 +98,13 @@ HWY_INLINE void pack_transposed(T* HWY_RESTRICT to, int64_t width, const S* HWY_
   int64_t whole = 0;
 #if HWY_TARGET != HWY_SCALAR  // which has no shuffles
   if constexpr (std::is_same_v<T, float>) {
-    if (count == width && width % 4 == 0) {
-      whole = depth / 4 * 4;
+    if (count == width) {
+      // Where four does not divide the width, the last block of rows is written first and runs over
+      // into the next k, which is written after it; the last k is left to the loop below.
+      whole = (depth - (width % 4 != 0 ? 1 : 0)) / 4 * 4;
       for (int64_t k = 0; k < whole; k += 4) {
-        for (int64_t j = 0; j < width; j += 4) {
-          transpose_4x4(to + k * width + j, width, from + j * stride + k, stride);
+        for (int64_t j = (width - 1) / 4 * 4; j >= 0; j -= 4) {
+          transpose_4x4(to + k * width + j, width, from + j * stride + k, stride, width - 1 - j);
         }
       }
     }
@@ -113,14 +115,6 @@ HWY_INLINE void pack_transposed(T* HWY_RESTRICT to, int64_t width, const S* HWY_
       to[k * width + j] = j < count ? widen(from[j * stride + k]) : T{0};
     }
   }
-}
-
-/// to[k] = from[k], widened.
-template <class D, typename S, typename T>
-HWY_INLINE void pack_row(D d, T* HWY_RESTRICT to, const S* HWY_RESTRICT from, int64_t depth) {
-  for_each_vector(d, depth, [&](int64_t k, size_t lanes) {
-    store_some(d, load_some(d, from + k, lanes), to + k, lanes);
-  });
 }
 
 }  // namespace HWY_NAMESPACE
