@@ -31,14 +31,21 @@ inline Config tiny_config() {
 struct TinyModel {
   Config config;
   Executor x;
-  TensorParallel tp{0, 1, false};
+  TensorParallel tp;
   TrainingModel model;
   LayerHooks hooks;
   Stepper stepper;
 
   explicit TinyModel(const Config& settings, int threads = 2)
+      : TinyModel(settings, threads, TensorParallel(0, 1, false)) {}
+  /// A rank's part under tensor (and sequence) parallelism.
+  TinyModel(const Config& settings, int threads, Communicator& group, bool sequence)
+      : TinyModel(settings, threads, TensorParallel(group, sequence)) {}
+
+  TinyModel(const Config& settings, int threads, const TensorParallel& parallel)
       : config(settings),
         x(Device::cpu, threads),
+        tp(parallel),
         model(config, *config.model.vocab_size, x, tp),
         stepper(config, model, hooks) {
     model.allocate();
