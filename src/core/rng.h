@@ -34,8 +34,9 @@ constexpr std::array<uint32_t, 4> philox4x32(uint64_t key, uint64_t counter_hi,
 /// The key of one use ("site") of random numbers in a run, well mixed (SplitMix64's finaliser,
 /// Steele et al., OOPSLA'14), so that neighbouring seeds and sites are unrelated.
 constexpr uint64_t rng_key(uint64_t seed, uint64_t site) {
-  uint64_t z = seed;
-  for (const uint64_t input : {site, uint64_t{0x632BE59BD9B4E019u}}) {
+  uint64_t z = 0x632BE59BD9B4E019u;
+  // One after the other with a full mix between: of their sum, (1, 2) and (2, 1) would be one key.
+  for (const uint64_t input : {seed, site}) {
     z += 0x9E3779B97F4A7C15u + input;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
