@@ -69,6 +69,7 @@ void BasicTensor<kConst>::check_dtype(DType expected) const {
 
 template <bool kConst>
 bool BasicTensor<kConst>::contiguous() const {
+  if (numel() == 0) return true;  // nothing that could lie in another order
   int64_t expected = 1;
   for (int axis = rank() - 1; axis >= 0; --axis) {
     if (shape_[axis] != 1 && strides_[axis] != expected) return false;
@@ -84,15 +85,17 @@ BasicTensor<kConst> BasicTensor<kConst>::reshape(const Shape& shape) const {
   }
   int64_t known = 1;
   int inferred = -1;
+  bool valid = true;
   for (int axis = 0; axis < shape.rank(); ++axis) {
-    if (shape[axis] == -1) {
+    if (shape[axis] == -1 && inferred < 0) {
       inferred = axis;
     } else {
+      valid = valid && shape[axis] >= 0;
       known *= shape[axis];
     }
   }
   const Shape full = inferred < 0 ? shape : shape.with(inferred, known == 0 ? 0 : numel() / known);
-  if (full.numel() != numel()) {
+  if (!valid || full.numel() != numel()) {
     throw ShapeError("tensor {} cannot be reshaped to {}", describe(*this), to_string(shape));
   }
   BasicTensor out = *this;
@@ -143,6 +146,10 @@ template <bool kConst>
 BasicTensor<kConst> BasicTensor<kConst>::transpose(int axis_a, int axis_b) const {
   axis_a = axis_a < 0 ? axis_a + rank() : axis_a;
   axis_b = axis_b < 0 ? axis_b + rank() : axis_b;
+  if (std::min(axis_a, axis_b) < 0 || std::max(axis_a, axis_b) >= rank()) {
+    throw ShapeError("tensor {} has no axes {} and {} to transpose", describe(*this), axis_a,
+                     axis_b);
+  }
   BasicTensor out = *this;
   out.shape_ = shape_.with(axis_a, shape_[axis_b]).with(axis_b, shape_[axis_a]);
   std::swap(out.strides_[axis_a], out.strides_[axis_b]);
