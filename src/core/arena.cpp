@@ -192,9 +192,16 @@ Tensor Arena::declare(std::string name, DType dtype, const Shape& shape, const L
   }
   const MemoryPlan::Entry& entry = plan_->entries()[next_++];
   if (entry.name != name || entry.dtype != dtype || !(entry.shape == shape) ||
-      entry.lifetime.kind() != lifetime.kind()) {
-    throw Error(fmt::format("tensor {} {} was declared where {} {} was planned", name,
-                            gradus::to_string(shape), entry.name, gradus::to_string(entry.shape)));
+      !(entry.lifetime == lifetime)) {
+    const auto text = [](std::string_view tensor, DType type, const Shape& sizes,
+                         const Lifetime& life) {
+      return fmt::format("{} {} {} {}", to_string(life.kind()), tensor, gradus::to_string(type),
+                         gradus::to_string(sizes));
+    };
+    const std::string declared = text(name, dtype, shape, lifetime);
+    const std::string planned = text(entry.name, entry.dtype, entry.shape, entry.lifetime);
+    throw Error(fmt::format("tensor {} was declared where {} was planned{}", declared, planned,
+                            declared == planned ? " for other instants" : ""));
   }
   return Tensor(memory_ + entry.offset, dtype, plan_->device(), shape, entry.name.c_str());
 }

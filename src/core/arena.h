@@ -16,6 +16,8 @@ namespace gradus {
 struct Span {
   int first = 0;
   int last = 0;
+
+  bool operator==(const Span&) const = default;
 };
 
 /// How long a tensor's contents matter.
@@ -35,6 +37,7 @@ class Lifetime {
 
   Kind kind() const { return kind_; }
   bool overlaps(const Lifetime& other) const;
+  bool operator==(const Lifetime&) const = default;
 
  private:
   explicit Lifetime(Kind kind) : kind_(kind) {}
@@ -125,7 +128,7 @@ int64_t resident_memory();
 /// The largest that resident_memory() has been; -1 when unknown.
 int64_t peak_resident_memory();
 
-/// "1.5 GiB", for people.
+/// "1.50 GiB", for people.
 std::string format_bytes(int64_t bytes);
 
 }  // namespace gradus
