@@ -126,6 +126,9 @@ Tensor Parameters::packed(std::string_view first, int count, const Tensor& buffe
   const auto index = static_cast<size_t>(&begin - parameters_.data());
   int64_t rows = 0;
   for (size_t i = index; i < index + static_cast<size_t>(count); ++i) {
+    if (i == parameters_.size()) {
+      throw Error(fmt::format("fewer than {} parameters are packed from {} on", count, first));
+    }
     const Parameter& part = parameters_[i];
     if (i > index && !part.spec.packed) {
       throw Error(fmt::format("parameter {} is not packed behind {}", part.spec.name, first));

@@ -1,0 +1,274 @@
+#include "core/parameters.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/error.h"
+#include "support/tensors.h"
+
+namespace gradus {
+namespace {
+
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+constexpr int64_t kC = 12;
+constexpr int64_t kV = 13;
+constexpr int64_t kF = 20;
+
+/// A small table with every kind of entry; the vocabulary is padded to 8 rows a rank.
+std::vector<ParamSpec> table(int64_t tp, int64_t C = kC) {
+  const Init normal = Init::normal;
+  return {
+      {.name = "token",
+       .shape = {kV, C},
+       .cut = TpCut::rows,
+       .padded_rows = (kV + 8 * tp - 1) / (8 * tp) * 8 * tp,
+       .decay = true,
+       .tied = {"head"},
+       .init = normal},
+      {.name = "position", .shape = {7, C}, .decay = true, .init = normal},
+      {.name = "ln", .shape = {C}, .bucket = 1, .init = Init::ones},
+      {.name = "q", .shape = {C, C}, .bucket = 1, .cut = TpCut::rows, .decay = true},
+      {.name = "k",
+       .shape = {C, C},
+       .bucket = 1,
+       .cut = TpCut::rows,
+       .packed = true,
+       .decay = true},
+      {.name = "v",
+       .shape = {C, C},
+       .bucket = 1,
+       .cut = TpCut::rows,
+       .packed = true,
+       .decay = true},
+      {.name = "q.bias", .shape = {C}, .bucket = 1, .cut = TpCut::rows},
+      {.name = "k.bias", .shape = {C}, .bucket = 1, .cut = TpCut::rows, .packed = true},
+      {.name = "v.bias", .shape = {C}, .bucket = 1, .cut = TpCut::rows, .packed = true},
+      {.name = "down", .shape = {C, kF}, .bucket = 1, .cut = TpCut::columns, .decay = true},
+      {.name = "down.bias", .shape = {C}, .bucket = 1},
+      {.name = "ln_f", .shape = {C}, .bucket = 2, .init = Init::ones},
+  };
+}
+
+/// Parameters with memory.
+struct Bound {
+  explicit Bound(std::vector<ParamSpec> specs, const Parameters::Options& options = {})
+      : parameters(std::move(specs), options) {
+    auto plan = std::make_unique<MemoryPlan>(Device::cpu);
+    parameters.declare(*plan);
+    plan->lay_out();
+    arena = std::make_unique<Arena>(std::move(plan));
+    parameters.declare(*arena);
+    arena->check_complete();
+  }
+  Parameters parameters;
+  std::unique_ptr<Arena> arena;
+};
+
+TEST(Parameters, BucketsHoldALayerEach) {
+  const Parameters parameters(table(1), {});
+  ASSERT_EQ(parameters.buckets().size(), 3u);
+  EXPECT_EQ(parameters.buckets()[0].name, "embedding");
+  EXPECT_EQ(parameters.buckets()[1].name, "block.0");
+  EXPECT_EQ(parameters.buckets()[2].name, "final");
+  std::set<size_t> seen;
+  for (size_t b = 0; b < 3; ++b) {
+    for (const size_t index : parameters.buckets()[b].parameters) {
+      EXPECT_EQ(parameters.all()[index].spec.bucket, static_cast<int>(b));
+      EXPECT_TRUE(seen.insert(index).second);
+    }
+  }
+  EXPECT_EQ(seen.size(), table(1).size());
+}
+
+TEST(Parameters, SectionsAreAlikeAlignedAndHoldTheirParametersApart) {
+  for (const int64_t tp : {1, 2, 4}) {
+    for (const int64_t C : {12, 4, 20, 36}) {
+      const Parameters parameters(table(tp, C), {.tp_size = tp});
+      for (const Bucket& bucket : parameters.buckets()) {
+        SCOPED_TRACE(testing::Message() << bucket.name << ", tp " << tp << ", C " << C);
+        EXPECT_EQ(bucket.numel % kSectionAlignment, 0);
+        int64_t end = 0;
+        for (const BucketSection& section : bucket.sections) {
+          EXPECT_EQ(section.begin % kSectionAlignment, 0);
+          EXPECT_GE(section.begin, end);
+          end = section.end;
+        }
+        EXPECT_LE(end, bucket.numel);
+        EXPECT_LT(bucket.numel - end, kSectionAlignment) << "no more padding than alignment";
+        std::vector<int64_t> taken(static_cast<size_t>(bucket.numel), 0);
+        std::map<int64_t, int64_t> last;  // end of a section's last parameter, by its begin
+        for (const size_t index : bucket.parameters) {
+          const Parameter& p = parameters.all()[index];
+          const auto section = std::ranges::find_if(bucket.sections, [&](const auto& s) {
+            return s.begin <= p.offset && p.offset + p.numel() <= s.end;
+          });
+          ASSERT_NE(section, bucket.sections.end()) << p.spec.name;
+          EXPECT_EQ(section->decay, p.spec.decay) << p.spec.name;
+          EXPECT_EQ(section->replicated, p.spec.cut == TpCut::none) << p.spec.name;
+          EXPECT_TRUE(p.spec.packed || p.offset % 32 == 0) << p.spec.name;
+          for (int64_t i = 0; i < p.numel(); ++i) {
+            ASSERT_EQ(taken[static_cast<size_t>(p.offset + i)]++, 0) << p.spec.name;
+          }
+          last[section->begin] = std::max(last[section->begin], p.offset + p.numel());
+        }
+        for (const BucketSection& section : bucket.sections) {
+          EXPECT_EQ(last.at(section.begin), section.end);
+        }
+      }
+    }
+  }
+}
+
+TEST(Parameters, PackedEntriesAreOneMatrixWithOddSizesToo) {
+  for (const int64_t C : {5, 7, 12}) {
+    std::vector<ParamSpec> specs = table(1, C);
+    Bound bound(specs);
+    const Parameters& parameters = bound.parameters;
+    for (const Parameter& p : parameters.all()) {
+      for (int64_t i = 0; i < p.numel(); ++i) {
+        test::set_value(p.value, i, static_cast<double>(i) + 1000.0 * p.spec.name[0]);
+        test::set_value(p.grad, i, -static_cast<double>(i) - 1000.0 * p.spec.name[0]);
+      }
+    }
+    for (const bool grad : {false, true}) {
+      const Tensor packed = grad ? parameters.packed_grad("q", 3) : parameters.packed_value("q", 3);
+      EXPECT_EQ(packed.shape(), (Shape{3 * C, C}));
+      EXPECT_TRUE(packed.contiguous());
+      std::vector<double> joined;
+      for (const char* name : {"q", "k", "v"}) {
+        const auto part = test::values(grad ? parameters[name].grad : parameters[name].value);
+        joined.insert(joined.end(), part.begin(), part.end());
+      }
+      EXPECT_EQ(test::values(packed), joined);
+    }
+    EXPECT_EQ(parameters.packed_value("q.bias", 3).shape(), (Shape{3 * C}));
+    EXPECT_EQ(test::get_value(parameters.packed_value("q.bias", 3), C),
+              test::get_value(parameters["k.bias"].value, 0));
+  }
+}
+
+TEST(Parameters, PackedRefusesEntriesThatLieApart) {
+  Bound bound(table(1));
+  EXPECT_THAT([&] { bound.parameters.packed_value("v", 2); },
+              ThrowsMessage<Error>("parameter down is not packed behind v"));
+  EXPECT_THROW(bound.parameters.packed_grad("token", 2), Error);
+  EXPECT_THROW(bound.parameters.packed_value("ln_f", 2), Error) << "beyond the last";
+}
+
+TEST(Parameters, ViewsLieInTheirBucket) {
+  Bound bound(table(1), {.precision = precision::kBf16});
+  for (const Bucket& bucket : bound.parameters.buckets()) {
+    EXPECT_EQ(bucket.value.dtype(), DType::bf16);
+    EXPECT_EQ(bucket.grad.dtype(), DType::fp32);
+    for (const size_t index : bucket.parameters) {
+      const Parameter& p = bound.parameters.all()[index];
+      EXPECT_EQ(p.value.data(), bucket.value.data() + p.offset * 2) << p.spec.name;
+      EXPECT_EQ(p.grad.data(), bucket.grad.data() + p.offset * 4) << p.spec.name;
+      EXPECT_EQ(p.value.shape(), p.grad.shape());
+      EXPECT_STREQ(p.value.name(), p.spec.name.c_str());
+    }
+  }
+}
+
+TEST(Parameters, WithoutGradientsNoneAreDeclared) {
+  MemoryPlan plan(Device::cpu);
+  Parameters parameters(table(1), {.gradients = false});
+  parameters.declare(plan);
+  EXPECT_EQ(plan.entries().size(), 3u);
+  for (const Parameter& p : parameters.all()) EXPECT_FALSE(p.grad.defined());
+  for (const Bucket& bucket : parameters.buckets()) EXPECT_FALSE(bucket.grad.defined());
+}
+
+TEST(Parameters, NamesTiedOnesIncluded) {
+  const Parameters parameters(table(1), {});
+  EXPECT_EQ(&parameters["head"], &parameters["token"]);
+  EXPECT_TRUE(parameters.has("head"));
+  EXPECT_FALSE(parameters.has("ghost"));
+  EXPECT_THAT([&] { parameters["ghost"]; },
+              ThrowsMessage<Error>("the model has no parameter ghost"));
+}
+
+TEST(Parameters, LogicalCountHasTiedWeightsOnceAndNoPadding) {
+  const int64_t expected = kV * kC + 7 * kC + kC + 3 * kC * kC + 3 * kC + kC * kF + kC + kC;
+  for (const int64_t tp : {1, 2, 4}) {
+    EXPECT_EQ(Parameters(table(tp), {.tp_size = tp}).logical_numel(), expected);
+  }
+}
+
+TEST(Parameters, RefusesACutThatDoesNotDivide) {
+  EXPECT_THAT(([] { Parameters parameters(table(8), {.tp_size = 8}); }),
+              ThrowsMessage<ShapeError>("parameter q (12, 12): axis 0 is not divisible by tp 8"));
+  std::vector<ParamSpec> columns = {{.name = "down", .shape = {4, 9}, .cut = TpCut::columns}};
+  EXPECT_THAT(([&] { Parameters parameters(columns, {.tp_size = 2}); }),
+              ThrowsMessage<ShapeError>(HasSubstr("axis 1 is not divisible by tp 2")));
+}
+
+/// Every rank writes into its logical parts the number of each logical element; together they must
+/// have each element exactly once (replicated ones: once a rank).
+TEST(Parameters, PartsOfTpTileTheLogicalTensor) {
+  for (const int64_t tp : {1, 2, 4}) {
+    std::map<std::string, std::vector<int>> held;
+    for (int64_t rank = 0; rank < tp; ++rank) {
+      const Parameters parameters(table(tp), {.tp_rank = rank, .tp_size = tp});
+      for (const Parameter& p : parameters.all()) {
+        const Shape& logical = p.spec.shape;
+        auto& count = held[p.spec.name];
+        count.resize(static_cast<size_t>(logical.numel()), 0);
+        const Tensor part = p.logical(p.value);
+        const int64_t columns = part.rank() == 2 ? part.size(1) : 1;
+        const int64_t logical_columns = logical.rank() == 2 ? logical[1] : 1;
+        for (int64_t row = 0; row < part.size(0); ++row) {
+          for (int64_t column = 0; column < columns; ++column) {
+            const int64_t r = row + (p.spec.cut == TpCut::rows ? p.row_begin : 0);
+            const int64_t c = column + (p.spec.cut == TpCut::columns ? p.row_begin : 0);
+            ASSERT_LT(r, logical[0]) << p.spec.name;
+            ASSERT_LT(c, logical_columns) << p.spec.name;
+            ++count[static_cast<size_t>(r * logical_columns + c)];
+          }
+        }
+      }
+    }
+    for (const ParamSpec& spec : table(tp)) {
+      const int copies = spec.cut == TpCut::none ? static_cast<int>(tp) : 1;
+      EXPECT_EQ(held.at(spec.name),
+                std::vector<int>(static_cast<size_t>(spec.shape.numel()), copies))
+          << spec.name << ", tp " << tp;
+    }
+  }
+}
+
+TEST(Parameters, LogicalCutsPaddingRowsOff) {
+  // 13 rows in 4 · 8: a whole rank, five rows of the next, then ranks of padding alone.
+  const int64_t rows[] = {8, 5, 0, 0};
+  for (int64_t rank = 0; rank < 4; ++rank) {
+    const Parameters parameters(table(4), {.tp_rank = rank, .tp_size = 4});
+    const Parameter& token = parameters["token"];
+    EXPECT_EQ(token.value.shape(), (Shape{8, kC}));
+    EXPECT_EQ(token.row_begin, 8 * rank);
+    EXPECT_EQ(token.logical(token.value).shape(), (Shape{rows[rank], kC})) << "rank " << rank;
+    EXPECT_EQ(parameters["q"].logical(parameters["q"].value).shape(), (Shape{3, kC}));
+  }
+  const Parameters whole(table(1), {});
+  EXPECT_EQ(whole["token"].value.shape(), (Shape{16, kC}));
+  EXPECT_EQ(whole["token"].logical(whole["token"].value).shape(), (Shape{kV, kC}));
+}
+
+TEST(Parameters, RowsThatAreMultiplesOfThePaddingHaveNone) {
+  std::vector<ParamSpec> specs = {
+      {.name = "token", .shape = {16, 3}, .cut = TpCut::rows, .padded_rows = 16}};
+  const Parameters parameters(specs, {.tp_rank = 1, .tp_size = 2});
+  EXPECT_EQ(parameters["token"].logical(parameters["token"].value).shape(), (Shape{8, 3}));
+}
+
+}  // namespace
+}  // namespace gradus
