@@ -12,6 +12,16 @@ std::vector<std::filesystem::path> paths_of(const std::vector<std::string>& name
   return {names.begin(), names.end()};
 }
 
+/// A path that is not there is the most common mistake of all, and loading would name a file in it.
+void require_present(const char* key, const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    std::error_code error;
+    if (std::filesystem::exists(path, error)) continue;
+    throw DataError("{}: {} does not exist; gradus data prepare --out {} FILE makes it", key, path,
+                    path);
+  }
+}
+
 /// data.val, or the validation shards beside the training ones; none where there are none.
 std::optional<Loader> open_validation(const Config& config) {
   std::vector<std::filesystem::path> paths = paths_of(config.data.val);
@@ -31,6 +41,8 @@ std::optional<Loader> open_validation(const Config& config) {
 }  // namespace
 
 RunData RunData::open(const Config& config) {
+  require_present("data.train", config.data.train);
+  if (config.eval.every > 0) require_present("data.val", config.data.val);
   RunData data{
       .tokenizer = load_dataset_tokenizer(config.data.train.front()),
       .train = Loader({.paths = paths_of(config.data.train),
@@ -61,6 +73,7 @@ RunData RunData::open(const Config& config) {
 
 int64_t run_vocabulary(const Config& config) {
   if (config.model.vocab_size) return *config.model.vocab_size;
+  require_present("data.train", config.data.train);
   return load_dataset_tokenizer(config.data.train.front())->vocab_size();
 }
 

@@ -20,13 +20,22 @@ class FirstNonfinite final : public OperationObserver {
   void completed(const char* operation, const ConstTensor& written) override {
     ++count_;
     if (!found_.empty() || written.dtype() == DType::i32 || written.dtype() == DType::u8) return;
-    if (!written.contiguous() || all_finite(x_, written)) return;
+    if (finite(written)) return;
     found_ = fmt::format("{} wrote a non-finite value to {} (operation {} of the step)", operation,
                          describe(written), count_);
   }
   const std::string& found() const { return found_; }
 
  private:
+  /// all_finite of any view: q, k and v are strided ones of one tensor.
+  bool finite(const ConstTensor& tensor, int axis = 0) {
+    if (tensor.contiguous()) return all_finite(x_, tensor);
+    for (int64_t i = 0; i < tensor.size(axis); ++i) {
+      if (!finite(tensor.slice(axis, i, 1), axis + 1)) return false;
+    }
+    return true;
+  }
+
   Executor& x_;
   std::string found_;
   int64_t count_ = 0;
@@ -68,8 +77,9 @@ void Stepper::accumulate_gradients() {
   scale(x, model_.loss(), 1.0 / static_cast<double>(target_count_));
 }
 
-/// Under sequence parallelism each rank has seen its own tokens only, and parameters that are whole on
-/// every rank (layernorms, biases behind row-parallel products, positions) have a part of their gradient.
+/// Under sequence parallelism each rank has seen its own tokens only, and parameters that are whole
+/// on every rank (layernorms, biases behind row-parallel products, positions) have a part of their
+/// gradient.
 void Stepper::sum_replicated_gradients() {
   for (const Bucket& bucket : model_.parameters().buckets()) {
     for (const BucketSection& section : bucket.sections) {

@@ -40,6 +40,7 @@ Trainer::Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog
       data_(RunData::open(config_)),
       model_(config_, config_.model.vocab_size.value_or(data_.tokenizer->vocab_size()), x, tp),
       stepper_(config_, model_, hooks_) {
+  check_run_folder();
   const std::optional<Checkpoint> checkpoint = checkpoint_to_resume();
   if (checkpoint) {
     for (const std::string& change : check_run(*checkpoint, config_, *data_.tokenizer)) {
@@ -59,6 +60,17 @@ Trainer::Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog
   }
   if (first_rank()) metrics_.emplace(run_ / "metrics.jsonl", progress_.step);
   log_start();
+}
+
+/// Before anything looks into it, and without making it: a run may yet be refused.
+void Trainer::check_run_folder() const {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(run_, error);
+  if (error == std::errc::not_a_directory ||
+      (std::filesystem::exists(status) && !std::filesystem::is_directory(status))) {
+    throw IoError("run.dir {} cannot be a folder: it, or what it lies in, is a file; set another",
+                  run_.string());
+  }
 }
 
 std::optional<Checkpoint> Trainer::checkpoint_to_resume() {

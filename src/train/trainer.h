@@ -55,6 +55,7 @@ class Trainer {
  private:
   struct Interval;
 
+  void check_run_folder() const;
   std::optional<Checkpoint> checkpoint_to_resume();
   void prepare_run_folder();
   bool first_rank() const;
