@@ -40,4 +40,10 @@ constexpr double sum_tolerance(int64_t depth, DType stored) {
   return 2.0 * static_cast<double>(depth + 2) * u + (stored == DType::bf16 ? 0x1p-8 : 0.0);
 }
 
+/// Loss, norm and gradients of one step whose batch, or whose work among threads, is cut in another
+/// way: the same terms, added in another order. fp64: sums of some hundred terms. fp32: the same
+/// through the backward passes of a few layers, each of which passes on what the ones before it
+/// rounded.
+constexpr double layout_tolerance(DType dtype) { return dtype == DType::fp64 ? 1e-12 : 2e-5; }
+
 }  // namespace gradus::test
