@@ -167,21 +167,32 @@ void Gpt::blocks_forward(Executor& x, const MicroBatch& batch, LayerHooks& hooks
   }
 }
 
+/// A tied head reads the token embedding's weights, which lie in bucket 0.
+void Gpt::acquire_head(LayerHooks& hooks) const {
+  if (options_.model.tied_embeddings) hooks.acquire(0);
+  hooks.acquire(head_bucket());
+}
+
+void Gpt::release_head(LayerHooks& hooks) const {
+  hooks.release(head_bucket());
+  if (options_.model.tied_embeddings) hooks.release(0);
+}
+
 void Gpt::forward(Executor& x, const MicroBatch& batch, LayerHooks& hooks) {
   blocks_forward(x, batch, hooks);
-  hooks.acquire(head_bucket());
+  acquire_head(hooks);
   head_forward(x, batch.loss_sum, head_acts_, head_, acts_.back().out_part, batch.targets, sizes_,
                tp_);
-  hooks.release(head_bucket());
+  release_head(hooks);
 }
 
 void Gpt::forward_backward(Executor& x, const MicroBatch& batch, LayerHooks& hooks) {
   blocks_forward(x, batch, hooks);
 
-  hooks.acquire(head_bucket());
+  acquire_head(hooks);
   head_forward_backward(x, batch.loss_sum, d_residual_, d_head_, head_acts_, head_,
                         acts_.back().out_part, batch.targets, batch.gradient_scale, sizes_, tp_);
-  hooks.release(head_bucket());
+  release_head(hooks);
   hooks.gradients_ready(head_bucket());
 
   const DropoutSites dropout = local(batch.dropout);

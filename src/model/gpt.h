@@ -55,6 +55,8 @@ class Gpt {
   void declare_scratch(TensorVisitor& visitor, const Executor& x) const;
   void blocks_forward(Executor& x, const MicroBatch& batch, LayerHooks& hooks);
   DropoutSites local(const DropoutSites& dropout) const;
+  void acquire_head(LayerHooks& hooks) const;
+  void release_head(LayerHooks& hooks) const;
   int head_bucket() const { return static_cast<int>(1 + sizes_.L); }
 
   Options options_;
