@@ -3,16 +3,20 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels/elementwise.h"
 #include "mpi_job.h"
+#include "support/temp_dir.h"
 #include "support/tensors.h"
 #include "support/tiny_model.h"
+#include "train/run_checkpoint.h"
 
 namespace gradus {
 namespace {
@@ -60,18 +64,31 @@ class TensorParallelTraining : public testing::TestWithParam<Layout> {
     return test::TinyModel(config_for(layout, precision), 1, *world_, layout.sequence);
   }
   Communicator& world() { return *world_; }
+  /// The first rank's path, on every rank.
+  std::filesystem::path shared_path(Executor& x, const std::filesystem::path& path) {
+    std::string text = path.string();
+    text.resize(4096);
+    world().broadcast(x, Tensor(text.data(), DType::u8, Device::cpu, {4096}), 0).wait(x);
+    return text.c_str();
+  }
 
  private:
   std::unique_ptr<Communicator> world_ = test::job().split(0, "world");
 };
 
+/// The part of a whole tensor that this rank holds of it; a rank may hold padding alone.
+ConstTensor held_part(const Parameter& held, const ConstTensor& whole) {
+  const Tensor mine = held.logical(held.value);
+  if (held.spec.cut == TpCut::none) return whole;
+  const int axis = held.spec.cut == TpCut::rows ? 0 : 1;
+  return whole.slice(axis, std::min(held.row_begin, whole.size(axis)), mine.size(axis));
+}
+
 /// Largest difference of this rank's part from the same part of the whole, over the whole's
 /// magnitude.
 double difference(const Parameter& part, const ConstTensor& whole) {
   const Tensor mine = part.logical(part.grad);
-  ConstTensor expected = whole;
-  if (part.spec.cut == TpCut::rows) expected = whole.slice(0, part.row_begin, mine.size(0));
-  if (part.spec.cut == TpCut::columns) expected = whole.slice(1, part.row_begin, mine.size(1));
+  const ConstTensor expected = held_part(part, whole);
   double worst = 0.0;
   double largest = 0.0;
   for (int64_t i = 0; i < whole.numel(); ++i) {
@@ -143,6 +160,43 @@ TEST_P(TensorParallelTraining, SequenceParallelismKeepsLessAndReplicasStayEqual)
     world().broadcast(many.x, received, 0).wait(many.x);
     EXPECT_EQ(test::values(received), test::values(parameter.value.reshape({-1})))
         << parameter.spec.name;
+  }
+}
+
+TEST_P(TensorParallelTraining, CheckpointsAreReadByEveryLayoutToTheBit) {
+  test::TempDir folder;  // the first rank's is the one in use
+  const auto tokenizer = build_tokenizer("bytes", {});
+  for (const PrecisionPreset precision : {PrecisionPreset::fp32, PrecisionPreset::bf16}) {
+    test::TinyModel saved = part(GetParam(), precision);
+    for (uint64_t step = 0; step < 2; ++step) {
+      saved.fill_batch(step);
+      saved.stepper.run(static_cast<int64_t>(step) * 6, 1e-2);
+    }
+    const std::filesystem::path run = shared_path(saved.x, folder.path()) / to_string(precision);
+    save_run(run, {.step = 2, .samples = 12}, saved.config, *tokenizer, saved.model, &world());
+
+    test::TinyModel one = whole(GetParam(), precision);
+    test::TinyModel many = part(GetParam(), precision);
+    std::vector<std::string> refused;
+    const Checkpoint checkpoint = open_checkpoint(run, refused);
+    for (test::TinyModel* tiny : {&one, &many}) {
+      EXPECT_EQ(load_run(checkpoint, tiny->model).samples, 12);
+      EXPECT_EQ(tiny->model.optimizer().state().applied, 2);
+    }
+    for (const Parameter& held : saved.model.parameters().all()) {
+      const Parameter& all = one.model.parameters()[held.spec.name];
+      const Parameter& again = many.model.parameters()[held.spec.name];
+      for (const auto view :
+           {&Optimizer::master, &Optimizer::first_moment, &Optimizer::second_moment}) {
+        const auto of = [&](const test::TinyModel& tiny, const Parameter& parameter) {
+          return parameter.logical((tiny.model.optimizer().*view)(parameter));
+        };
+        const auto expected = test::values(of(saved, held));
+        EXPECT_EQ(test::values(of(many, again)), expected) << held.spec.name;
+        EXPECT_EQ(test::values(held_part(held, of(one, all))), expected) << held.spec.name;
+      }
+    }
+    world().barrier(saved.x).wait(saved.x);  // nobody's folder goes while another reads
   }
 }
 
