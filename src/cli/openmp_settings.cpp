@@ -7,9 +7,9 @@ namespace {
 /// A training step has some hundred parallel regions of tens of microseconds. GNU's default is to
 /// spin for milliseconds at each barrier, which holds on to a core that another program (or the
 /// thread waited for) needs, and made steps several times slower on a machine that was not idle.
-/// This spins for some tens of microseconds. A user's own setting stays.
+/// This spins for some microseconds, then sleeps. A user's own setting stays.
 void set_openmp_defaults() {
-  if (std::getenv("OMP_WAIT_POLICY") == nullptr) setenv("GOMP_SPINCOUNT", "10000", 0);
+  if (std::getenv("OMP_WAIT_POLICY") == nullptr) setenv("GOMP_SPINCOUNT", "1000", 0);
 }
 
 }  // namespace

@@ -73,7 +73,9 @@ TEST_P(Recomputation, KeepsLessTheMoreIsMadeAgain) {
 INSTANTIATE_TEST_SUITE_P(Precisions, Recomputation,
                          testing::Values(PrecisionPreset::fp64, PrecisionPreset::fp32,
                                          PrecisionPreset::bf16, PrecisionPreset::bf16_lean),
-                         [](const auto& parameter) { return std::string(to_string(parameter.param)); });
+                         [](const auto& parameter) {
+                           return std::string(to_string(parameter.param));
+                         });
 
 }  // namespace
 }  // namespace gradus
