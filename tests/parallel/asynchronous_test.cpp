@@ -2,11 +2,9 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <deque>
-#include <new>
+#include <functional>
 #include <random>
 #include <thread>
 
@@ -14,19 +12,7 @@
 #include "mpi_job.h"
 #include "parallel/mesh.h"
 #include "rank_data.h"
-
-namespace {
-std::atomic<int64_t> allocations{0};
-}
-
-// Counts what this program and the library allocate (MPI's own C code is not seen).
-void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* p = std::malloc(size == 0 ? 1 : size)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+#include "support/allocation_count.h"
 
 namespace gradus {
 namespace {
@@ -189,9 +175,9 @@ TEST(Asynchronous, TheSteadyStateDoesNotAllocate) {
   };
   for (int i = 0; i < 5; ++i) step();
   mesh.world().barrier(x).wait(x);
-  const int64_t before = allocations;
+  const int64_t before = test::allocation_count();
   for (int i = 0; i < 50; ++i) step();
-  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(test::allocation_count() - before, 0);  // MPI's own C code is not seen
 }
 
 }  // namespace

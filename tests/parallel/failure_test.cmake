@@ -94,7 +94,10 @@ foreach(expected IN LISTS also)
 endforeach()
 
 # mpirun is gone; so must its ranks be.
-execute_process(COMMAND pgrep -f "^${PROGRAM} ${WAY} ${watchdog}" OUTPUT_VARIABLE left)
-if(left)
+execute_process(COMMAND pgrep -f "^${PROGRAM} ${WAY} ${watchdog}" OUTPUT_VARIABLE left
+                RESULT_VARIABLE searched)
+if(NOT searched MATCHES "^[01]$")
+  message(SEND_ERROR "pgrep (package procps) is needed to look for ranks: ${searched}")
+elseif(left)
   message(SEND_ERROR "ranks are still alive: ${left}")
 endif()
