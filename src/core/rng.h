@@ -62,17 +62,21 @@ constexpr uint64_t rng_site(std::string_view name) {
 /// % 4. An element is kept when its word is >= threshold(), and kept elements are scaled by 1 / (1
 /// - p).
 struct Dropout {
-  float p = 0.0f;  ///< probability of dropping, in [0, 1)
+  double p = 0.0;  ///< probability of dropping, in [0, 1)
   uint64_t key = 0;
   int64_t first_sample = 0;    ///< global sample number of b = 0
   int64_t first_position = 0;  ///< of t = 0 (row-wise uses)
   int64_t first_head = 0;      ///< of h = 0 (attention)
 
-  bool active() const { return p > 0.0f; }
+  bool active() const { return p > 0.0; }
+  /// p · 2³², at most 2³² - 1: a p outside its range must not become an undefined conversion.
   uint32_t threshold() const {
-    return static_cast<uint32_t>(static_cast<double>(p) * 4294967296.0);
+    constexpr uint32_t kMost = 0xFFFFFFFFu;
+    const double words = p * 4294967296.0;
+    if (!(words > 0.0)) return 0;  // NaN too
+    return words < static_cast<double>(kMost) ? static_cast<uint32_t>(words) : kMost;
   }
-  double scale() const { return 1.0 / (1.0 - static_cast<double>(p)); }
+  double scale() const { return 1.0 / (1.0 - p); }
 };
 
 }  // namespace gradus

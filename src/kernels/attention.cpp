@@ -32,7 +32,7 @@ void require_statistics(const char* operation, const Executor& x, const char* ar
 void require_dropout(const char* operation, const ConstTensor& q, const ConstTensor& k,
                      const AttentionSpec& spec) {
   const Dropout& dropout = spec.dropout;
-  if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {
+  if (!(dropout.p >= 0.0 && dropout.p < 1.0)) {
     throw ShapeError("{}: dropout's p is {}, expected 0 <= p < 1", operation, dropout.p);
   }
   if (!dropout.active()) return;

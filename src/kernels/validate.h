@@ -51,7 +51,7 @@ inline void require_rank(const char* operation, const char* argument, const Cons
 }
 
 inline void require_dropout(const char* operation, const Dropout& dropout) {
-  if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {  // refuses NaN too
+  if (!(dropout.p >= 0.0 && dropout.p < 1.0)) {  // refuses NaN too
     throw ShapeError("{}: the probability of dropout is {}, expected [0, 1)", operation, dropout.p);
   }
 }

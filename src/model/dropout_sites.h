@@ -24,7 +24,7 @@ struct DropoutSites {
 
   Dropout at(int64_t layer, DropoutSite site) const {
     const uint64_t number = static_cast<uint64_t>(layer) * 8 + static_cast<uint64_t>(site);
-    return {.p = static_cast<float>(p),
+    return {.p = p,
             .key = rng_key(seed, rng_site("dropout") ^ number),
             .first_sample = first_sample,
             .first_position = first_position,

@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <set>
 #include <string>
 
@@ -61,11 +62,23 @@ TEST(Dropout, ThresholdIsTheShareOfWordsThatAreDropped) {
   EXPECT_EQ((Dropout{.p = 0.5f}).scale(), 2.0);
   // The largest float below 1: the threshold must not wrap to 0.
   EXPECT_EQ((Dropout{.p = 0x1.fffffep-1f}).threshold(), 0xffffff00u);
+  // Closer to 1 than any other float: rounded to fp32 this p would drop everything.
+  constexpr double kAlmostOne = 0x1.fffffffffffffp-1;
+  EXPECT_EQ((Dropout{.p = kAlmostOne}).threshold(), 0xffffffffu);
+  EXPECT_EQ((Dropout{.p = kAlmostOne}).scale(), 0x1p53);
+  EXPECT_EQ((Dropout{.p = 0x1p-32}).threshold(), 1u);
+}
+
+TEST(Dropout, ThresholdOfARefusedProbabilityIsDefined) {
+  EXPECT_EQ((Dropout{.p = 1.0}).threshold(), 0xffffffffu);
+  EXPECT_EQ((Dropout{.p = std::numeric_limits<double>::infinity()}).threshold(), 0xffffffffu);
+  EXPECT_EQ((Dropout{.p = -0.5}).threshold(), 0u);
+  EXPECT_EQ((Dropout{.p = std::numeric_limits<double>::quiet_NaN()}).threshold(), 0u);
 }
 
 TEST(Dropout, KeepsItsShareAndItsMean) {
   constexpr int kBlocks = 250000;
-  for (const float p : {0.1f, 0.37f, 0.9f}) {
+  for (const double p : {0.1, 0.37, 0.9, 0.999}) {
     const Dropout dropout{.p = p, .key = rng_key(11, rng_site("share"))};
     double kept = 0.0;
     for (uint64_t block = 0; block < kBlocks; ++block) {
@@ -74,7 +87,7 @@ TEST(Dropout, KeepsItsShareAndItsMean) {
       }
     }
     const double n = 4.0 * kBlocks;
-    const double share = 1.0 - static_cast<double>(p);
+    const double share = 1.0 - p;
     EXPECT_NEAR(kept / n, share, 5.0 * std::sqrt(share * (1.0 - share) / n)) << p;
     EXPECT_DOUBLE_EQ(dropout.scale() * share, 1.0) << p;
   }
