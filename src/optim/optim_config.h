@@ -22,7 +22,7 @@ constexpr std::string_view to_string(ScheduleKind kind) {
 struct OptimConfig {
   double lr = 1e-3;            ///< the peak, reached when warmup ends
   double min_lr = 1e-4;        ///< at the last step; of no effect with schedule constant
-  int64_t warmup_steps = 100;  ///< linear, from 0
+  int64_t warmup_steps = 100;  ///< linear, from 0; fewer than the run's, for the decay's sake
   ScheduleKind schedule = ScheduleKind::cosine;
   std::optional<int64_t> decay_steps =
       std::nullopt;           ///< of wsd only; auto: a fifth of the run's steps

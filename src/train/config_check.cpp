@@ -93,10 +93,20 @@ class ContradictionCheck {
                                write_value(o.min_lr), write_value(o.lr), to_string(o.schedule)));
     }
     const Keys warmup{"optim.warmup_steps", "train.steps"};
-    const bool warmup_fits = valid(warmup) && o.warmup_steps <= c_.train.steps;
+    bool warmup_fits = valid(warmup) && o.warmup_steps <= c_.train.steps;
     if (valid(warmup) && !warmup_fits) {
       report(warmup, fmt::format("warmup_steps {} exceed the run's {} steps", o.warmup_steps,
                                  c_.train.steps));
+    }
+    if (const Keys keys{"optim.warmup_steps", "train.steps", "optim.schedule", "optim.min_lr",
+                        "optim.lr"};
+        valid(keys) && o.schedule != ScheduleKind::constant && o.min_lr < o.lr &&
+        o.warmup_steps == c_.train.steps) {
+      warmup_fits = false;
+      report(keys, fmt::format("warmup_steps {} leave none of the run's {} steps for schedule {} "
+                               "to go down to min_lr {}: use at most {}, or schedule constant",
+                               o.warmup_steps, c_.train.steps, to_string(o.schedule),
+                               write_value(o.min_lr), c_.train.steps - 1));
     }
     if (const Keys keys{"optim.decay_steps", "optim.schedule"};
         valid(keys) && !wsd && o.decay_steps) {
@@ -211,6 +221,16 @@ class ContradictionCheck {
     }
     if (valid({"train.precision"}) && c_.train.precision == PrecisionPreset::fp16) {
       report({"train.precision"}, "fp16 is not part of this build: use bf16 or fp32");
+    }
+    if (valid({"parallel.pp"}) && c_.parallel.pp != 1) {
+      report({"parallel.pp"}, fmt::format("pipeline parallelism is not part of this build: found "
+                                          "{}, use 1",
+                                          c_.parallel.pp));
+    }
+    if (const int64_t dp = c_.parallel.dp.value_or(1); valid({"parallel.dp"}) && dp != 1) {
+      report(
+          {"parallel.dp"},
+          fmt::format("data parallelism is not part of this build: found {}, use 1 or auto", dp));
     }
     if (valid({"parallel.cp"}) && c_.parallel.cp != 1) {
       report({"parallel.cp"}, fmt::format("context parallelism is not part of this build: found "

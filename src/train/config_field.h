@@ -26,7 +26,10 @@ struct Range {
 
 inline constexpr Range kAnyValue{};
 constexpr Range at_least(double low) { return {.low = low}; }
-constexpr Range above(double low) { return {.low = low, .low_excluded = true}; }
+/// (low, high]
+constexpr Range above(double low, double high) {
+  return {.low = low, .high = high, .low_excluded = true};
+}
 constexpr Range between(double low, double high) { return {.low = low, .high = high}; }
 /// [low, high)
 constexpr Range from_below(double low, double high) {

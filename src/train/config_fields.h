@@ -25,7 +25,8 @@ inline constexpr auto kFields<ModelConfig> = std::tuple{
           "Tokens of a training sequence, and the longest the model can attend over (T)."},
     Field{"mlp_width", &ModelConfig::mlp_width, at_least(1),
           "Hidden units of each MLP (F); auto: 4 × channels."},
-    Field{"dropout", &ModelConfig::dropout, from_below(0, 1),
+    // Kept elements are scaled by 1 / (1 - p), at most 1000: p next to 1 would leave only noise.
+    Field{"dropout", &ModelConfig::dropout, between(0, 0.999),
           "Probability of dropping an element of the embeddings, the attention weights and the "
           "residual branches during training."},
     Field{"bias", &ModelConfig::bias, kAnyValue,
@@ -52,15 +53,20 @@ inline constexpr auto kFields<DataConfig> = std::tuple{
 
 template <>
 inline constexpr auto kFields<OptimConfig> = std::tuple{
-    Field{"lr", &OptimConfig::lr, above(0), "Peak learning rate, reached at the end of warmup."},
-    Field{"min_lr", &OptimConfig::min_lr, at_least(0),
+    // Kernels take rates and eps as fp32: the bounds keep them from becoming infinite or 0 there.
+    Field{"lr", &OptimConfig::lr, above(0, 1000),
+          "Peak learning rate, reached at the end of warmup."},
+    Field{"min_lr", &OptimConfig::min_lr, between(0, 1000),
           "Learning rate of the last step; without effect when the schedule is constant."},
-    Field{"warmup_steps", &OptimConfig::warmup_steps, at_least(0),
-          "Steps over which the learning rate rises linearly from 0."},
+    Field{
+        "warmup_steps", &OptimConfig::warmup_steps, at_least(0),
+        "Steps over which the learning rate rises linearly from 0; fewer than `train.steps`, or as "
+        "many where nothing follows: schedule constant, or `optim.min_lr` equal to `optim.lr`."},
     Field{"schedule", &OptimConfig::schedule, kAnyValue,
           "Course of the learning rate from the end of warmup to the last step; `wsd` "
           "(warmup-stable-decay) stays at `optim.lr` and decays over the last "
-          "`optim.decay_steps`."},
+          "`optim.decay_steps`. All but `constant` need a step after warmup to reach "
+          "`optim.min_lr`."},
     Field{"decay_steps", &OptimConfig::decay_steps, at_least(1),
           "Steps of the decay at the end of schedule wsd, and of no other; auto: 20% of "
           "`train.steps`, rounded up."},
@@ -68,7 +74,8 @@ inline constexpr auto kFields<OptimConfig> = std::tuple{
           "Decoupled weight decay, of matrices only (no biases, no layernorms)."},
     Field{"beta1", &OptimConfig::beta1, from_below(0, 1), "AdamW's decay of the first moment."},
     Field{"beta2", &OptimConfig::beta2, from_below(0, 1), "AdamW's decay of the second moment."},
-    Field{"eps", &OptimConfig::eps, above(0), "AdamW's addend to the root of the second moment."},
+    Field{"eps", &OptimConfig::eps, between(1e-30, 1),
+          "AdamW's addend to the root of the second moment."},
     Field{"clip_norm", &OptimConfig::clip_norm, at_least(0),
           "Gradients of a larger global norm are scaled down to it; 0: never."},
 };
@@ -95,9 +102,9 @@ inline constexpr auto kFields<TrainConfig> = std::tuple{
 template <>
 inline constexpr auto kFields<ParallelConfig> = std::tuple{
     Field{"tp", &ParallelConfig::tp, at_least(1), "Tensor-parallel ranks."},
-    Field{"pp", &ParallelConfig::pp, at_least(1), "Pipeline stages."},
+    Field{"pp", &ParallelConfig::pp, at_least(1), "Pipeline stages. Only 1 is part of this build."},
     Field{"dp", &ParallelConfig::dp, at_least(1),
-          "Data-parallel ranks; auto: all ranks / (tp × pp × cp)."},
+          "Data-parallel ranks; auto: all ranks / (tp × pp × cp). Only 1 is part of this build."},
     Field{"cp", &ParallelConfig::cp, at_least(1),
           "Context-parallel ranks. Only 1 is part of this build."},
     Field{"sequence", &ParallelConfig::sequence, kAnyValue,
@@ -105,7 +112,8 @@ inline constexpr auto kFields<ParallelConfig> = std::tuple{
           "(arXiv:2205.05198)."},
     Field{"zero", &ParallelConfig::zero, between(0, 3),
           "What data-parallel ranks divide among them (arXiv:1910.02054): 0 nothing, 1 optimizer "
-          "state, 2 also gradients, 3 also weights. Only 0 and 1 are part of this build."},
+          "state, 2 also gradients, 3 also weights. Only 0 and 1 are part of this build, "
+          "and neither has an effect at dp 1."},
 };
 
 template <>

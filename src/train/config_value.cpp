@@ -242,7 +242,7 @@ std::string range_text(const Range& range) {
   const bool has_low = std::isfinite(range.low);
   const bool has_high = std::isfinite(range.high);
   if (!has_low && !has_high) return {};
-  // Bounds are whole numbers below 2⁵³ or short decimals: never in scientific notation.
+  // Bounds are whole numbers below 2⁵³, written without an exponent, or short decimals.
   const auto number = [](double bound) {
     return bound == std::trunc(bound) ? fmt::format("{}", static_cast<int64_t>(bound))
                                       : fmt::format("{}", bound);

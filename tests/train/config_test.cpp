@@ -104,7 +104,7 @@ model:
 data: {train: [a, "b c"], val: [], tokenizer: auto}
 optim: {lr: 1e-3, min_lr: 0, schedule: wsd, decay_steps: 10}
 train: {global_batch: 36, threads: 2, precision: fp64, recompute: selective}
-parallel: {dp: 3, zero: 0}
+parallel: {dp: 1, zero: 0}
 checkpoint: {resume: runs/old/checkpoint}
 )");
   EXPECT_EQ(config.device, DeviceChoice::cpu);
@@ -125,7 +125,7 @@ checkpoint: {resume: runs/old/checkpoint}
   EXPECT_EQ(config.train.threads, 2);
   EXPECT_EQ(config.train.precision, PrecisionPreset::fp64);
   EXPECT_EQ(config.train.recompute, Recompute::selective);
-  EXPECT_EQ(config.parallel.dp, 3);
+  EXPECT_EQ(config.parallel.dp, 1);
   EXPECT_EQ(config.checkpoint.resume, (Resume{Resume::Mode::from_path, "runs/old/checkpoint"}));
   EXPECT_EQ(load("checkpoint: {resume: never}").checkpoint.resume.mode, Resume::Mode::never);
   EXPECT_EQ(load("checkpoint: {resume: \"never\"}").checkpoint.resume,
@@ -198,15 +198,18 @@ const Misreading kMisreadings[] = {
     {"seed: \"1\\n2\"", "1: seed: found '1\\x0a2', expected an integer >= 0"},
     {"seed: [1]", "1: seed: found a list, expected an integer >= 0"},
     {"seed: {a: 1}", "1: seed: found a section, expected an integer >= 0"},
-    {"optim: {lr: quick}", "1: optim.lr: found 'quick', expected a number > 0"},
+    {"optim: {lr: quick}", "1: optim.lr: found 'quick', expected a number > 0 and <= 1000"},
     {"optim: {lr: \"1e-3\"}",
-     "1: optim.lr: found '1e-3', expected a number > 0; remove the quotes"},
-    {"optim: {lr: 1e-3x}", "1: optim.lr: found '1e-3x', expected a number > 0"},
-    {"optim: {lr: .nan}", "1: optim.lr: found '.nan', expected a number > 0; it must be finite"},
-    {"optim: {lr: .inf}", "1: optim.lr: found '.inf', expected a number > 0; it must be finite"},
-    {"optim: {lr: inf}", "1: optim.lr: found 'inf', expected a number > 0; it must be finite"},
+     "1: optim.lr: found '1e-3', expected a number > 0 and <= 1000; remove the quotes"},
+    {"optim: {lr: 1e-3x}", "1: optim.lr: found '1e-3x', expected a number > 0 and <= 1000"},
+    {"optim: {lr: .nan}",
+     "1: optim.lr: found '.nan', expected a number > 0 and <= 1000; it must be finite"},
+    {"optim: {lr: .inf}",
+     "1: optim.lr: found '.inf', expected a number > 0 and <= 1000; it must be finite"},
+    {"optim: {lr: inf}",
+     "1: optim.lr: found 'inf', expected a number > 0 and <= 1000; it must be finite"},
     {"optim: {lr: 1e999}",
-     "1: optim.lr: found '1e999', expected a number > 0; it does not fit in a double"},
+     "1: optim.lr: found '1e999', expected a number > 0 and <= 1000; it does not fit in a double"},
     {"model: {bias: yes}", "1: model.bias: found 'yes', expected true or false"},
     {"model: {bias: 1}", "1: model.bias: found '1', expected true or false"},
     {"model: {bias: \"true\"}", "1: model.bias: found 'true', expected true or false"},
@@ -255,10 +258,17 @@ const Misreading kOutOfRange[] = {
     {"model: {mlp_width: 0}", "1: model.mlp_width: found 0, expected auto or an integer >= 1"},
     {"model: {vocab_size: 2147483648}",
      "1: model.vocab_size: found 2147483648, expected auto or an integer >= 1 and <= 2147483647"},
-    {"model: {dropout: 1}", "1: model.dropout: found 1.0, expected a number >= 0 and < 1"},
-    {"model: {dropout: -0.1}", "1: model.dropout: found -0.1, expected a number >= 0 and < 1"},
+    {"model: {dropout: 1}", "1: model.dropout: found 1.0, expected a number >= 0 and <= 0.999"},
+    {"model: {dropout: 0.9991}",
+     "1: model.dropout: found 0.9991, expected a number >= 0 and <= 0.999"},
+    {"model: {dropout: -0.1}", "1: model.dropout: found -0.1, expected a number >= 0 and <= 0.999"},
     {"data: {train: []}", "1: data.train: found [], expected a list of text, not empty"},
-    {"optim: {lr: 0}", "1: optim.lr: found 0.0, expected a number > 0"},
+    {"optim: {lr: 0}", "1: optim.lr: found 0.0, expected a number > 0 and <= 1000"},
+    {"optim: {lr: 1000.1}", "1: optim.lr: found 1000.1, expected a number > 0 and <= 1000"},
+    {"optim: {lr: 1e39}", "1: optim.lr: found 1e+39, expected a number > 0 and <= 1000"},
+    {"optim: {min_lr: 1e39}", "1: optim.min_lr: found 1e+39, expected a number >= 0 and <= 1000"},
+    {"optim: {eps: 1e-46}", "1: optim.eps: found 1e-46, expected a number >= 1e-30 and <= 1"},
+    {"optim: {eps: 1.5}", "1: optim.eps: found 1.5, expected a number >= 1e-30 and <= 1"},
     {"optim: {beta2: 1.0}", "1: optim.beta2: found 1.0, expected a number >= 0 and < 1"},
     {"optim: {clip_norm: -1}", "1: optim.clip_norm: found -1.0, expected a number >= 0"},
     {"train: {micro_batch: 0}", "1: train.micro_batch: found 0, expected an integer >= 1"},
@@ -291,14 +301,19 @@ const Misreading kContradictions[] = {
     {"model: {context: 63}\nparallel: {tp: 4, sequence: true}",
      "1: model.context: context 63 is not divisible by tp 4, along which sequence: true cuts it: "
      "use context 60 or 64 (parallel.tp: DIR/c.yaml:2, parallel.sequence: DIR/c.yaml:2)"},
-    {"parallel: {pp: 5}",
-     "1: parallel.pp: layers 4 are too few for pp 5: every stage needs one (model.layers: "
-     "default)"},
     {"optim:\n  lr: 1e-5",
      "2: optim.lr: min_lr 0.0001 is above lr 1e-05: schedule cosine would raise the rate "
      "(optim.min_lr: default, optim.schedule: default)"},
     {"train: {steps: 50}",
      "1: train.steps: warmup_steps 100 exceed the run's 50 steps (optim.warmup_steps: default)"},
+    {"train: {steps: 100}",
+     "1: train.steps: warmup_steps 100 leave none of the run's 100 steps for schedule cosine to go "
+     "down to min_lr 0.0001: use at most 99, or schedule constant (optim.warmup_steps: default, "
+     "optim.schedule: default, optim.min_lr: default, optim.lr: default)"},
+    {"optim: {schedule: wsd, warmup_steps: 2000}",
+     "1: optim.warmup_steps: warmup_steps 2000 leave none of the run's 2000 steps for schedule wsd "
+     "to go down to min_lr 0.0001: use at most 1999, or schedule constant (train.steps: default, "
+     "optim.schedule: DIR/c.yaml:1, optim.min_lr: default, optim.lr: default)"},
     {"optim: {decay_steps: 100}",
      "1: optim.decay_steps: decay_steps has no effect with schedule cosine: use schedule wsd or "
      "decay_steps auto (optim.schedule: default)"},
@@ -311,15 +326,6 @@ const Misreading kContradictions[] = {
     {"train: {global_batch: 30}",
      "1: train.global_batch: global_batch 30 is not a multiple of micro_batch 12 × dp 1: use "
      "global_batch 24 or 36 (train.micro_batch: default, parallel.dp: default)"},
-    {"train: {micro_batch: 4, global_batch: 20}\nparallel: {dp: 2}",
-     "1: train.global_batch: global_batch 20 is not a multiple of micro_batch 4 × dp 2: use "
-     "global_batch 16 or 24 (train.micro_batch: DIR/c.yaml:1, parallel.dp: DIR/c.yaml:2)"},
-    {"parallel: {dp: 2}",
-     "1: parallel.dp: global_batch 12 is less than micro_batch 12 on each of 2 dp ranks "
-     "(train.global_batch: default, train.micro_batch: default)"},
-    {"parallel: {dp: 4294967296}\ntrain: {micro_batch: 1, global_batch: 4294967296}",
-     "1: parallel.dp: the mesh has 4.3e+09 ranks, more than MPI can number (parallel.pp: default, "
-     "parallel.cp: default, parallel.tp: default)"},
     {"model: {layers: 10000000000}",
      "1: model.layers: the model has about 2.0e+15 parameters: sizes above 1e+15 are not "
      "supported (model.channels: default, model.mlp_width: default, model.vocab_size: default, "
@@ -330,6 +336,10 @@ const Misreading kContradictions[] = {
     {"device: cuda", "1: device: cuda is not part of this build: use cpu or auto"},
     {"train: {precision: fp16}",
      "1: train.precision: fp16 is not part of this build: use bf16 or fp32"},
+    {"parallel: {pp: 2}",
+     "1: parallel.pp: pipeline parallelism is not part of this build: found 2, use 1"},
+    {"parallel: {dp: 2}\ntrain: {global_batch: 24}",
+     "1: parallel.dp: data parallelism is not part of this build: found 2, use 1 or auto"},
     {"parallel: {cp: 2}",
      "1: parallel.cp: context parallelism is not part of this build: found 2, use 1"},
     {"parallel: {zero: 3}", "1: parallel.zero: ZeRO-3 is not part of this build: use 0 or 1"},
@@ -345,6 +355,40 @@ TEST_F(ConfigTest, ContradictionsNameEveryKeyInvolvedAndItsPlace) {
       EXPECT_THAT(lines, ElementsAre(std::string("DIR/c.yaml:") + m.problem)) << m.text;
     }
   }
+}
+
+/// The sizes of layouts that this build lacks are judged all the same.
+TEST_F(ConfigTest, LayoutsBeyondThisBuildAreRefusedBesideWhatIsWrongWithThem) {
+  EXPECT_THAT(
+      problems("parallel: {pp: 5}"),
+      ElementsAre("DIR/c.yaml:1: parallel.pp: layers 4 are too few for pp 5: every stage needs one "
+                  "(model.layers: default)",
+                  "DIR/c.yaml:1: parallel.pp: pipeline parallelism is not part of this build: "
+                  "found 5, use 1"));
+  const std::string no_dp =
+      "DIR/c.yaml:1: parallel.dp: data parallelism is not part of this build: found ";
+  EXPECT_THAT(problems("parallel: {dp: 2}\ntrain: {micro_batch: 4, global_batch: 20}"),
+              ElementsAre("DIR/c.yaml:2: train.global_batch: global_batch 20 is not a multiple of "
+                          "micro_batch 4 × dp 2: use global_batch 16 or 24 (train.micro_batch: "
+                          "DIR/c.yaml:2, parallel.dp: DIR/c.yaml:1)",
+                          no_dp + "2, use 1 or auto"));
+  EXPECT_THAT(problems("parallel: {dp: 2}"),
+              ElementsAre("DIR/c.yaml:1: parallel.dp: global_batch 12 is less than micro_batch 12 "
+                          "on each of 2 dp ranks (train.global_batch: default, train.micro_batch: "
+                          "default)",
+                          no_dp + "2, use 1 or auto"));
+  EXPECT_THAT(
+      problems("parallel: {dp: 4294967296}\ntrain: {micro_batch: 1, global_batch: 4294967296}"),
+      ElementsAre("DIR/c.yaml:1: parallel.dp: the mesh has 4.3e+09 ranks, more than MPI can number "
+                  "(parallel.pp: default, parallel.cp: default, parallel.tp: default)",
+                  no_dp + "4294967296, use 1 or auto"));
+}
+
+TEST_F(ConfigTest, WarmupMayFillTheRunWhereNothingFollowsIt) {
+  EXPECT_EQ(load("train: {steps: 100}\noptim: {schedule: constant}").train.steps, 100);
+  EXPECT_EQ(load("train: {steps: 100}\noptim: {min_lr: 1e-3}").train.steps, 100);
+  EXPECT_EQ(load("train: {steps: 101}").train.steps, 101);
+  EXPECT_EQ(problems("train: {steps: 99}\noptim: {schedule: constant}").size(), 1u);
 }
 
 TEST_F(ConfigTest, SizesAtTheEndOfInt64AreRefusedWithoutOverflow) {
@@ -370,26 +414,27 @@ TEST_F(ConfigTest, SchedulesThatIgnoreAKeyDoNotCheckIt) {
 }
 
 TEST_F(ConfigTest, AllProblemsAreReportedAtOnce) {
-  EXPECT_THAT(problems("seed: -3\n"
-                       "model:\n"
-                       "  chanels: 64\n"
-                       "  heads: 5\n"
-                       "optim: {lr: quick, schedule: cosin}\n"
-                       "seed: 4\n"
-                       "train: {global_batch: 13}\n",
-                       {"train.steps=0", "foo", "modle.layers=1"}),
-              ElementsAre("DIR/c.yaml:3: model.chanels: unknown key; did you mean model.channels?",
-                          "DIR/c.yaml:5: optim.lr: found 'quick', expected a number > 0",
-                          "DIR/c.yaml:5: optim.schedule: found 'cosin', expected constant, linear, "
-                          "cosine or wsd",
-                          "DIR/c.yaml:6: seed: given twice, first at line 1: remove one",
-                          "command line: found 'foo', expected section.key=VALUE",
-                          "command line: modle: unknown key; did you mean model?",
-                          "DIR/c.yaml:1: seed: found -3, expected an integer >= 0",
-                          "command line: train.steps: found 0, expected an integer >= 1",
-                          "DIR/c.yaml:7: train.global_batch: global_batch 13 is not a multiple of "
-                          "micro_batch 12 × dp 1: use global_batch 12 or 24 (train.micro_batch: "
-                          "default, parallel.dp: default)"));
+  EXPECT_THAT(
+      problems("seed: -3\n"
+               "model:\n"
+               "  chanels: 64\n"
+               "  heads: 5\n"
+               "optim: {lr: quick, schedule: cosin}\n"
+               "seed: 4\n"
+               "train: {global_batch: 13}\n",
+               {"train.steps=0", "foo", "modle.layers=1"}),
+      ElementsAre("DIR/c.yaml:3: model.chanels: unknown key; did you mean model.channels?",
+                  "DIR/c.yaml:5: optim.lr: found 'quick', expected a number > 0 and <= 1000",
+                  "DIR/c.yaml:5: optim.schedule: found 'cosin', expected constant, linear, "
+                  "cosine or wsd",
+                  "DIR/c.yaml:6: seed: given twice, first at line 1: remove one",
+                  "command line: found 'foo', expected section.key=VALUE",
+                  "command line: modle: unknown key; did you mean model?",
+                  "DIR/c.yaml:1: seed: found -3, expected an integer >= 0",
+                  "command line: train.steps: found 0, expected an integer >= 1",
+                  "DIR/c.yaml:7: train.global_batch: global_batch 13 is not a multiple of "
+                  "micro_batch 12 × dp 1: use global_batch 12 or 24 (train.micro_batch: "
+                  "default, parallel.dp: default)"));
 }
 
 TEST_F(ConfigTest, AMistypedKeyHidesContradictionsOfTheKeyItMeant) {
@@ -469,7 +514,7 @@ TEST_F(ConfigTest, ProblemsOfABasePointIntoIt) {
                   "heads, context, mlp_width, dropout, bias, tied_embeddings, attention, "
                   "vocab_size",
                   "DIR/root.yaml:4: model.layers: found -2, expected an integer >= 1",
-                  "command line: optim.eps: found 0.0, expected a number > 0",
+                  "command line: optim.eps: found 0.0, expected a number >= 1e-30 and <= 1",
                   "DIR/root.yaml:5: model.channels: channels 130 are not divisible by heads 4: use "
                   "channels 128 or 132 (model.heads: DIR/c.yaml:3)"));
   // What an heir replaces is judged by the replacement.
@@ -543,7 +588,7 @@ Config drawn_config(std::mt19937_64& random) {
              .heads = 16,
              .context = 8 * size(10, 1000),
              .mlp_width = 8 * size(1, 1000),
-             .dropout = fraction(),
+             .dropout = 0.999 * fraction(),
              .bias = false,
              .tied_embeddings = false,
              .attention = AttentionKind::plain,
@@ -559,7 +604,7 @@ Config drawn_config(std::mt19937_64& random) {
              .weight_decay = std::ldexp(fraction(), static_cast<int>(size(-900, 900))),
              .beta1 = fraction(),
              .beta2 = fraction(),
-             .eps = std::numeric_limits<double>::denorm_min() * static_cast<double>(size(1, 9)),
+             .eps = std::ldexp(0.5 + 0.5 * fraction(), -static_cast<int>(size(0, 98))),
              .clip_norm = std::numeric_limits<double>::max() * fraction()};
   c.train = {.steps = size(3000, 100000),
              .micro_batch = 3,
@@ -568,7 +613,7 @@ Config drawn_config(std::mt19937_64& random) {
              .recompute = Recompute::full,
              .max_skipped_steps = size(11, 99),
              .threads = size(1, 99)};
-  c.parallel = {.tp = 8, .pp = size(2, 9), .dp = 5, .cp = 1, .sequence = true, .zero = 0};
+  c.parallel = {.tp = 8, .pp = 1, .dp = 1, .cp = 1, .sequence = true, .zero = 0};
   c.checkpoint = {.every = 0, .keep = size(4, 9), .resume = {Resume::Mode::from_path, "auto"}};
   c.eval = {.every = 0, .batches = size(51, 99)};
   c.log = {.every = size(11, 99)};
@@ -601,7 +646,7 @@ TEST_F(ConfigTest, DifferencesListEveryKeyThatDiffers) {
   std::mt19937_64 random(1);
   std::set<std::string> all;
   for_each_value(changed, "", [&](const std::string& key, const auto&, const auto&) {
-    if (key != "parallel.cp") all.insert(key);  // only 1 is allowed
+    if (key != "parallel.cp" && key != "parallel.pp") all.insert(key);  // only 1 is allowed
   });
   std::set<std::string> differing;
   for (const auto& difference : config_differences(Config{}, drawn_config(random))) {
@@ -625,7 +670,7 @@ TEST(ConfigCheck, ConfigurationsMadeInCodeAreCheckedToo) {
                  "4 problems in the configuration\n"
                  "  run.dir: found \"\", expected text, not empty\n"
                  "  data.train: found [a, \"\"], expected a list of text, not empty\n"
-                 "  optim.lr: found nan, expected a number > 0\n"
+                 "  optim.lr: found nan, expected a number > 0 and <= 1000\n"
                  "  model.channels: channels 128 are not divisible by heads 3: use channels 126 or "
                  "129 (model.heads: default)");
   }
