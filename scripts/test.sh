@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds and runs every test; ends with ctest's summary.
-#   scripts/test.sh            release build, formatting and lint checks, all tests
+#   scripts/test.sh            formatting, release build, all tests
 #   scripts/test.sh asan       the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   scripts/test.sh debug      without optimisation
 set -euo pipefail
