@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained model: installs what is missing, builds, prepares the King James Bible,
 # trains configs/kjv_char_cpu.yaml, prints a sample and says where everything is. Run it again and it
-# goes on from where it was. Arguments (key=value) are handed to `gradus train`.
+# goes on from where it was. Takes no arguments: for other settings, call `gradus train` itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+if [ $# -ne 0 ]; then
+  echo "quickstart.sh takes no arguments, found: $*" >&2
+  echo "For other settings: build/quickstart/bin/gradus train configs/kjv_char_cpu.yaml KEY=VALUE..." >&2
+  exit 2
+fi
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -16,7 +22,8 @@ cmake --build build/quickstart --target gradus
 gradus=build/quickstart/bin/gradus
 
 say "corpus: the King James Bible, by character"
-if [ ! -f data/kjv/train.bin ]; then
+# val.bin is what `data prepare` puts into place last.
+if [ ! -f data/kjv/val.bin ]; then
   mkdir -p data
   bible -f "gen1:1-rev22:21" > data/kjv.txt
   "$gradus" data prepare --tokenizer char --out data/kjv data/kjv.txt
@@ -24,7 +31,7 @@ fi
 "$gradus" data inspect data/kjv
 
 say "training configs/kjv_char_cpu.yaml"
-"$gradus" train configs/kjv_char_cpu.yaml "$@"
+"$gradus" train configs/kjv_char_cpu.yaml
 
 say "a sample"
 "$gradus" generate runs/kjv_char_cpu --prompt "In the beginning " --tokens 400 --temperature 0.8 --seed 1
