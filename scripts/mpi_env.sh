@@ -1,7 +1,7 @@
 # What Open MPI 4 needs in places it was not made for. Source it, then use "$MPIRUN":
 #
 #   . scripts/mpi_env.sh
-#   $MPIRUN -np 2 build/release/bin/gradus train configs/kjv.yaml
+#   $MPIRUN -np 2 build/release/bin/gradus train configs/kjv_char_cpu.yaml parallel.tp=2
 #
 # On a cluster's own installation none of this is wanted.
 
