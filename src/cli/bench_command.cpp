@@ -11,11 +11,13 @@
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
 #include "core/atomic_file.h"
+#include "core/error.h"
 #include "core/rng.h"
 #include "kernels/implementation.h"
 #include "parallel/self_communicator.h"
+#include "train/run_data.h"
 #include "train/step.h"
-#include "train/trainer.h"
+#include "train/training_model.h"
 
 namespace gradus::cli {
 namespace {
@@ -39,6 +41,9 @@ void fill_random(const Tensor& ids, int64_t vocabulary, uint64_t site) {
 int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   require_one_rank(bootstrap, "bench step");
   const Config config = arguments.config.load();
+  if (config.parallel.tp != 1) {
+    throw ConfigError("gradus bench step times one rank: set parallel.tp=1");
+  }
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   SelfCommunicator self("tp", 0, bootstrap);
   TensorParallel tp(self, false);

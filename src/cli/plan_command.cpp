@@ -5,7 +5,8 @@
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
-#include "train/trainer.h"
+#include "train/run_data.h"
+#include "train/training_model.h"
 
 namespace gradus::cli {
 namespace {

@@ -121,7 +121,7 @@ int64_t Parameters::logical_numel() const {
   return count;
 }
 
-Tensor Parameters::packed(std::string_view first, int count, const Tensor& buffer) const {
+Tensor Parameters::packed(std::string_view first, int count, Tensor Parameter::*view) const {
   const Parameter& begin = (*this)[first];
   const auto index = static_cast<size_t>(&begin - parameters_.data());
   int64_t rows = 0;
@@ -135,16 +135,9 @@ Tensor Parameters::packed(std::string_view first, int count, const Tensor& buffe
     }
     rows += part.value.size(0);
   }
-  const Shape shape = begin.value.shape().with(0, rows);
-  return buffer.slice(0, begin.offset, shape.numel()).reshape(shape).named(begin.spec.name.c_str());
-}
-
-Tensor Parameters::packed_value(std::string_view first, int count) const {
-  return packed(first, count, buckets_[static_cast<size_t>((*this)[first].spec.bucket)].value);
-}
-
-Tensor Parameters::packed_grad(std::string_view first, int count) const {
-  return packed(first, count, buckets_[static_cast<size_t>((*this)[first].spec.bucket)].grad);
+  const Tensor& whole = begin.*view;
+  return Tensor(whole.data(), whole.dtype(), whole.device(), whole.shape().with(0, rows),
+                begin.spec.name.c_str());
 }
 
 }  // namespace gradus

@@ -101,12 +101,10 @@ class Parameters {
 
   /// The matrix made of `count` entries of which all but the first are packed: (Σ rows, columns),
   /// or (Σ rows) for biases. Values or gradients.
-  Tensor packed_value(std::string_view first, int count) const;
-  Tensor packed_grad(std::string_view first, int count) const;
+  Tensor packed(std::string_view first, int count, Tensor Parameter::*view) const;
 
  private:
   const Parameter* find(std::string_view name) const;
-  Tensor packed(std::string_view first, int count, const Tensor& buffer) const;
 
   Options options_;
   std::vector<Parameter> parameters_;

@@ -33,32 +33,18 @@ void attention_forward_cached(Executor& x, AttentionActs& a, AttentionSpec spec,
 
 }  // namespace
 
-AttentionParams AttentionParams::values(const Parameters& parameters, const std::string& prefix,
-                                        bool bias) {
-  const auto value = [&](const char* name) { return parameters[prefix + name].value; };
-  AttentionParams w{.ln1_w = value(".ln1.weight"),
-                    .qkv_w = parameters.packed_value(prefix + ".attention.q.weight", 3),
-                    .out_w = value(".attention.out.weight")};
+AttentionParams AttentionParams::bind(const Parameters& parameters, const std::string& prefix,
+                                      bool bias, Tensor Parameter::*view) {
+  const auto of = [&](const char* name) { return parameters[prefix + name].*view; };
+  AttentionParams w{.ln1_w = of(".ln1.weight"),
+                    .qkv_w = parameters.packed(prefix + ".attention.q.weight", 3, view),
+                    .out_w = of(".attention.out.weight")};
   if (bias) {
-    w.ln1_b = value(".ln1.bias");
-    w.qkv_b = parameters.packed_value(prefix + ".attention.q.bias", 3);
-    w.out_b = value(".attention.out.bias");
+    w.ln1_b = of(".ln1.bias");
+    w.qkv_b = parameters.packed(prefix + ".attention.q.bias", 3, view);
+    w.out_b = of(".attention.out.bias");
   }
   return w;
-}
-
-AttentionParams AttentionParams::gradients(const Parameters& parameters, const std::string& prefix,
-                                           bool bias) {
-  const auto grad = [&](const char* name) { return parameters[prefix + name].grad; };
-  AttentionParams dw{.ln1_w = grad(".ln1.weight"),
-                     .qkv_w = parameters.packed_grad(prefix + ".attention.q.weight", 3),
-                     .out_w = grad(".attention.out.weight")};
-  if (bias) {
-    dw.ln1_b = grad(".ln1.bias");
-    dw.qkv_b = parameters.packed_grad(prefix + ".attention.q.bias", 3);
-    dw.out_b = grad(".attention.out.bias");
-  }
-  return dw;
 }
 
 Tensor AttentionActs::head_view(int64_t which, int64_t heads) const {

@@ -20,9 +20,9 @@ struct AttentionParams {
   Tensor qkv_w, qkv_b;  ///< (3 C_tp, C), (3 C_tp): rows of Q, then K, then V; cut by head
   Tensor out_w, out_b;  ///< (C, C_tp), (C): row-parallel, the bias is added once
 
-  static AttentionParams values(const Parameters& parameters, const std::string& prefix, bool bias);
-  static AttentionParams gradients(const Parameters& parameters, const std::string& prefix,
-                                   bool bias);
+  /// view: &Parameter::value or &Parameter::grad.
+  static AttentionParams bind(const Parameters& parameters, const std::string& prefix, bool bias,
+                              Tensor Parameter::*view);
 };
 
 /// Activations of the attention half of a block, or their gradients. `_part`: this rank's tokens

@@ -3,20 +3,11 @@
 #include <fmt/format.h>
 
 namespace gradus {
-namespace {
-
-std::string prefix(int64_t layer) { return fmt::format("block.{}", layer); }
-
-}  // namespace
-
-BlockParams BlockParams::values(const Parameters& parameters, int64_t layer, bool bias) {
-  return {.attention = AttentionParams::values(parameters, prefix(layer), bias),
-          .mlp = MlpParams::values(parameters, prefix(layer), bias)};
-}
-
-BlockParams BlockParams::gradients(const Parameters& parameters, int64_t layer, bool bias) {
-  return {.attention = AttentionParams::gradients(parameters, prefix(layer), bias),
-          .mlp = MlpParams::gradients(parameters, prefix(layer), bias)};
+BlockParams BlockParams::bind(const Parameters& parameters, int64_t layer, bool bias,
+                              Tensor Parameter::*view) {
+  const std::string prefix = fmt::format("block.{}", layer);
+  return {.attention = AttentionParams::bind(parameters, prefix, bias, view),
+          .mlp = MlpParams::bind(parameters, prefix, bias, view)};
 }
 
 void BlockActs::declare(LayerTensors& layer, const Sizes& sizes, const Precision& precision,

@@ -11,8 +11,9 @@ struct BlockParams {
   AttentionParams attention;
   MlpParams mlp;
 
-  static BlockParams values(const Parameters& parameters, int64_t layer, bool bias);
-  static BlockParams gradients(const Parameters& parameters, int64_t layer, bool bias);
+  /// view: &Parameter::value or &Parameter::grad.
+  static BlockParams bind(const Parameters& parameters, int64_t layer, bool bias,
+                          Tensor Parameter::*view);
 };
 
 /// Activations of one block, or their gradients.

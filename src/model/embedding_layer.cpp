@@ -12,6 +12,11 @@ int64_t first_row(const Tensor& token, const TensorParallel& tp) {
 
 }  // namespace
 
+EmbeddingParams EmbeddingParams::bind(const Parameters& parameters, Tensor Parameter::*view) {
+  return {parameters["embedding.token.weight"].*view,
+          parameters["embedding.position.weight"].*view};
+}
+
 void embedding_forward(Executor& x, const Tensor& out_part, const Tensor& full,
                        const ConstTensor& tokens, const EmbeddingParams& w, int64_t first_position,
                        const DropoutSites& dropout, TensorParallel& tp) {

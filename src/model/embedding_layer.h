@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/executor.h"
+#include "core/parameters.h"
 #include "core/tensor.h"
 #include "model/dropout_sites.h"
 #include "parallel/tensor_parallel.h"
@@ -11,6 +12,9 @@ namespace gradus {
 struct EmbeddingParams {
   Tensor token;     ///< (V_tp, C), cut by vocabulary
   Tensor position;  ///< (context, C)
+
+  /// view: &Parameter::value or &Parameter::grad.
+  static EmbeddingParams bind(const Parameters& parameters, Tensor Parameter::*view);
 };
 
 /// out_part = dropout(token[tokens] + position[first_position + t]). full: (B, T, C), this rank's

@@ -7,21 +7,9 @@
 #include "kernels/matmul.h"
 #include "kernels/residual.h"
 #include "model/gpt_parameters.h"
+#include "parallel/mesh.h"
 
 namespace gradus {
-namespace {
-
-void require_divisible(const char* what, int64_t size, int64_t tp) {
-  if (size % tp == 0) return;
-  std::string divisors;
-  for (int64_t n = 1; n <= size; ++n) {
-    if (size % n == 0 && n <= 64) divisors += (divisors.empty() ? "" : ", ") + std::to_string(n);
-  }
-  throw ShapeError("{} {} are not divisible by tp {}: use tp {}", what, size, tp, divisors);
-}
-
-}  // namespace
-
 Sizes gpt_sizes(const Gpt::Options& options, const TensorParallel& tp) {
   const ModelConfig& model = options.model;
   const int64_t n = tp.size();
@@ -34,13 +22,14 @@ Sizes gpt_sizes(const Gpt::Options& options, const TensorParallel& tp) {
   s.F = resolved_mlp_width(model);
   s.V = options.vocabulary;
   s.L = model.layers;
-  if (s.C % s.H != 0) throw ShapeError("channels {} are not divisible by heads {}", s.C, s.H);
+  if (s.C % s.H != 0)
+    throw ShapeError("channels {} are not divisible by heads {}: change one of them", s.C, s.H);
   if (s.T > model.context) {
     throw ShapeError("sequences of {} tokens do not fit in a context of {}", s.T, model.context);
   }
-  require_divisible("heads", s.H, n);
-  require_divisible("MLP units", s.F, n);
-  if (tp.sequence_parallel()) require_divisible("tokens of a sequence", s.T, n);
+  require_divisible("model.heads", s.H, "tp", n);
+  require_divisible("model.mlp_width", s.F, "tp", n);
+  if (tp.sequence_parallel()) require_divisible("tokens of a sequence", s.T, "tp", n);
   s.V_padded = padded_vocabulary(s.V, n);
   s.T_part = tp.sequence_parallel() ? s.T / n : s.T;
   s.C_tp = s.C / n;
@@ -71,18 +60,18 @@ void Gpt::declare(TensorVisitor& visitor, const Parameters& parameters, const Ex
   const bool sequence = tp_.sequence_parallel();
   const bool backward = options_.keep != Keep::nothing;
 
-  const auto value = [&](const char* name) { return parameters[name].value; };
-  const auto grad = [&](const char* name) { return parameters[name].grad; };
-  embedding_ = {value("embedding.token.weight"), value("embedding.position.weight")};
-  head_ = {value("ln_f.weight"), bias ? value("ln_f.bias") : Tensor(), value("head.weight")};
+  embedding_ = EmbeddingParams::bind(parameters, &Parameter::value);
+  head_ = HeadParams::bind(parameters, bias, &Parameter::value);
   blocks_.clear();
-  for (int64_t l = 0; l < s.L; ++l) blocks_.push_back(BlockParams::values(parameters, l, bias));
+  for (int64_t l = 0; l < s.L; ++l) {
+    blocks_.push_back(BlockParams::bind(parameters, l, bias, &Parameter::value));
+  }
   if (backward) {
-    d_embedding_ = {grad("embedding.token.weight"), grad("embedding.position.weight")};
-    d_head_ = {grad("ln_f.weight"), bias ? grad("ln_f.bias") : Tensor(), grad("head.weight")};
+    d_embedding_ = EmbeddingParams::bind(parameters, &Parameter::grad);
+    d_head_ = HeadParams::bind(parameters, bias, &Parameter::grad);
     d_blocks_.clear();
     for (int64_t l = 0; l < s.L; ++l) {
-      d_blocks_.push_back(BlockParams::gradients(parameters, l, bias));
+      d_blocks_.push_back(BlockParams::bind(parameters, l, bias, &Parameter::grad));
     }
   }
 

@@ -36,7 +36,8 @@ class Gpt {
     int64_t B = 1;
     int64_t T = 1;  ///< at most model.context
   };
-  /// tp must outlive the model. Throws ShapeError when tp does not divide heads, MLP width or T.
+  /// tp must outlive the model. Throws ShapeError or, when tp does not divide
+  /// heads, MLP width or T, ConfigError with the arithmetic.
   Gpt(const Options& options, TensorParallel& tp);
 
   /// Declares activations, gradients of activations and scratch. `parameters` (already declared to
@@ -77,7 +78,7 @@ class Gpt {
   Tensor d_residual_full_;  // (B, T, C)
 };
 
-/// Sizes of a model cut over tp ranks. Throws ShapeError with the arithmetic when it cannot be cut.
+/// Sizes of a model cut over tp ranks. Throws as Gpt's constructor.
 Sizes gpt_sizes(const Gpt::Options& options, const TensorParallel& tp);
 
 /// Floating-point operations of one training step over `tokens` tokens: 2 for each multiply-add of

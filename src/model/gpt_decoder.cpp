@@ -42,13 +42,12 @@ void GptDecoder::declare(TensorVisitor& visitor, const Parameters& parameters, c
   const DType act = options_.precision.activation;
   const DType stat = accumulator_of(act);
   const bool bias = options_.model.bias;
-  const auto value = [&](const char* name) { return parameters[name].value; };
-  embedding_ = {value("embedding.token.weight"), value("embedding.position.weight")};
-  head_ = {value("ln_f.weight"), bias ? value("ln_f.bias") : Tensor(), value("head.weight")};
+  embedding_ = EmbeddingParams::bind(parameters, &Parameter::value);
+  head_ = HeadParams::bind(parameters, bias, &Parameter::value);
   blocks_.clear();
   caches_.clear();
   for (int64_t l = 0; l < s.L; ++l) {
-    blocks_.push_back(BlockParams::values(parameters, l, bias));
+    blocks_.push_back(BlockParams::bind(parameters, l, bias, &Parameter::value));
     const Shape cache{1, s.T, s.H_tp, s.D};
     const auto declare_cache = [&](const char* name) {
       return visitor.declare(fmt::format("block.{}.{}", l, name), act, cache,
@@ -73,18 +72,13 @@ void GptDecoder::declare(TensorVisitor& visitor, const Parameters& parameters, c
     visitor.declare(std::string("scratch.") + name, DType::u8, {bytes}, Lifetime::scratch());
   };
   const auto product = [&](const char* name, int64_t in, int64_t out) {
-    // The need depends on the rows; few rows can take another way than many.
-    int64_t bytes = 0;
-    for (int64_t rows = 1; rows <= s.T; ++rows) {
-      bytes = std::max(bytes, matmul_scratch(x, rows, in, out, act));
-    }
-    scratch(name, bytes);
+    scratch(name, matmul_forward_scratch(x, s.T, in, out, act));
   };
   product("qkv", s.C, 3 * s.C_tp);
   product("proj", s.C_tp, s.C);
   product("up", s.C, s.F_tp);
   product("down", s.F_tp, s.C);
-  scratch("head", matmul_scratch(x, 1, s.C, s.V_tp, act));
+  scratch("head", matmul_forward_scratch(x, 1, s.C, s.V_tp, act));
   scratch("attention", attention_scratch(x, options_.model.attention, s.T, s.T, s.D, act));
 }
 

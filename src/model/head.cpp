@@ -69,6 +69,12 @@ void chunk_forward(Executor& x, const Tensor& loss_sum, HeadActs& a, const HeadP
 
 }  // namespace
 
+HeadParams HeadParams::bind(const Parameters& parameters, bool bias, Tensor Parameter::*view) {
+  return {.ln_w = parameters["ln_f.weight"].*view,
+          .ln_b = bias ? parameters["ln_f.bias"].*view : Tensor(),
+          .weight = parameters["head.weight"].*view};
+}
+
 int64_t head_chunk_rows(const Sizes& sizes) {
   return std::min(sizes.rows(), std::max(kSmallestChunk, kChunkElements / sizes.V_tp));
 }

@@ -12,6 +12,9 @@ namespace gradus {
 struct HeadParams {
   Tensor ln_w, ln_b;  ///< (C)
   Tensor weight;      ///< (V_tp, C), cut by vocabulary; the token embedding's when tied
+
+  /// view: &Parameter::value or &Parameter::grad.
+  static HeadParams bind(const Parameters& parameters, bool bias, Tensor Parameter::*view);
 };
 
 /// Memory of the head. Logits exist for one chunk of rows at a time.

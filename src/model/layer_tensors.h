@@ -8,13 +8,13 @@
 
 namespace gradus {
 
-/// Declares the tensors of layers that share one form: a saved tensor for each layer and slot, a
+/// Declares the tensors of layers that share one form: a saved tensor for each layer, a
 /// transient one once for all of them.
 class LayerTensors {
  public:
   explicit LayerTensors(TensorVisitor& visitor) : visitor_(visitor) {}
 
-  /// Names the layer whose tensors are declared from now on, for example "acts.0.block.3".
+  /// Names the layer whose tensors are declared from now on, for example "block.3".
   void begin_layer(std::string prefix) { prefix_ = std::move(prefix); }
 
   Tensor declare(std::string_view name, DType dtype, const Shape& shape, const Lifetime& lifetime);

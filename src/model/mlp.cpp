@@ -7,30 +7,17 @@
 
 namespace gradus {
 
-MlpParams MlpParams::values(const Parameters& parameters, const std::string& prefix, bool bias) {
-  const auto value = [&](const char* name) { return parameters[prefix + name].value; };
-  MlpParams w{.ln2_w = value(".ln2.weight"),
-              .up_w = value(".mlp.up.weight"),
-              .down_w = value(".mlp.down.weight")};
+MlpParams MlpParams::bind(const Parameters& parameters, const std::string& prefix, bool bias,
+                          Tensor Parameter::*view) {
+  const auto of = [&](const char* name) { return parameters[prefix + name].*view; };
+  MlpParams w{
+      .ln2_w = of(".ln2.weight"), .up_w = of(".mlp.up.weight"), .down_w = of(".mlp.down.weight")};
   if (bias) {
-    w.ln2_b = value(".ln2.bias");
-    w.up_b = value(".mlp.up.bias");
-    w.down_b = value(".mlp.down.bias");
+    w.ln2_b = of(".ln2.bias");
+    w.up_b = of(".mlp.up.bias");
+    w.down_b = of(".mlp.down.bias");
   }
   return w;
-}
-
-MlpParams MlpParams::gradients(const Parameters& parameters, const std::string& prefix, bool bias) {
-  const auto grad = [&](const char* name) { return parameters[prefix + name].grad; };
-  MlpParams dw{.ln2_w = grad(".ln2.weight"),
-               .up_w = grad(".mlp.up.weight"),
-               .down_w = grad(".mlp.down.weight")};
-  if (bias) {
-    dw.ln2_b = grad(".ln2.bias");
-    dw.up_b = grad(".mlp.up.bias");
-    dw.down_b = grad(".mlp.down.bias");
-  }
-  return dw;
 }
 
 void MlpActs::declare(LayerTensors& layer, const Sizes& s, const Precision& precision, Keep keep,

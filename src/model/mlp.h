@@ -18,8 +18,9 @@ struct MlpParams {
   Tensor up_w, up_b;      ///< (F_tp, C), (F_tp): column-parallel, cut by hidden unit
   Tensor down_w, down_b;  ///< (C, F_tp), (C): row-parallel, the bias is added once
 
-  static MlpParams values(const Parameters& parameters, const std::string& prefix, bool bias);
-  static MlpParams gradients(const Parameters& parameters, const std::string& prefix, bool bias);
+  /// view: &Parameter::value or &Parameter::grad.
+  static MlpParams bind(const Parameters& parameters, const std::string& prefix, bool bias,
+                        Tensor Parameter::*view);
 };
 
 /// Activations of the MLP half of a block, or their gradients; `_part` as in AttentionActs.

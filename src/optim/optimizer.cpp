@@ -46,6 +46,8 @@ void Optimizer::declare(TensorVisitor& visitor) {
 }
 
 void Optimizer::reset(Executor& x) {
+  // Padding rows and the gaps between parameters are never written again, and must be zero.
+  for (const Bucket& bucket : parameters_.buckets()) fill(x, bucket.value, 0.0);
   for (const BucketState& state : buckets_) {
     if (state.master.defined()) fill(x, state.master, 0.0);
     fill(x, state.m, 0.0);

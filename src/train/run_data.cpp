@@ -1,9 +1,10 @@
+#include "train/run_data.h"
+
 #include <algorithm>
 #include <vector>
 
 #include "core/error.h"
 #include "data/dataset.h"
-#include "train/trainer.h"
 
 namespace gradus {
 namespace {
@@ -22,20 +23,32 @@ void require_present(const char* key, const std::vector<std::string>& paths) {
   }
 }
 
-/// data.val, or the validation shards beside the training ones; none where there are none.
-std::optional<Loader> open_validation(const Config& config) {
+/// Opens what is evaluated on: data.val, or the validation shards beside the training ones that are
+/// long enough for a sequence. Leaves none, and the reason, where there are none.
+void open_validation(const Config& config, RunData& data) {
+  if (config.eval.every == 0) return;
   std::vector<std::filesystem::path> paths = paths_of(config.data.val);
   if (paths.empty()) {
-    std::ranges::copy_if(
-        paths_of(config.data.train), std::back_inserter(paths), [](const auto& path) {
-          return std::filesystem::is_directory(path) && has_split(path, Split::kVal);
-        });
+    for (const std::filesystem::path& path : paths_of(config.data.train)) {
+      if (!std::filesystem::is_directory(path) || !has_split(path, Split::kVal)) continue;
+      const int64_t tokens = TokenShard(shard_path(path, Split::kVal)).token_count();
+      if (tokens > config.model.context) {
+        paths.push_back(path);
+      } else {
+        data.no_val =
+            fmt::format("the validation text of {} has {} tokens, fewer than a sequence of {}",
+                        path.string(), tokens, config.model.context + 1);
+      }
+    }
+    if (paths.empty() && data.no_val.empty()) {
+      data.no_val = "data.val is empty and data.train has no validation text";
+    }
   }
-  if (paths.empty() || config.eval.every == 0) return std::nullopt;
-  return Loader({.paths = paths,
-                 .split = Split::kVal,
-                 .context = config.model.context,
-                 .order = SampleOrder::kSequential});
+  if (paths.empty()) return;
+  data.val.emplace(LoaderOptions{.paths = paths,
+                                 .split = Split::kVal,
+                                 .context = config.model.context,
+                                 .order = SampleOrder::kSequential});
 }
 
 }  // namespace
@@ -49,8 +62,8 @@ RunData RunData::open(const Config& config) {
                        .split = Split::kTrain,
                        .context = config.model.context,
                        .seed = static_cast<uint64_t>(config.seed)}),
-      .val = open_validation(config),
   };
+  open_validation(config, data);
   const std::string_view asked = to_string(config.data.tokenizer);
   if (config.data.tokenizer != TokenizerChoice::automatic && data.tokenizer->kind() != asked) {
     throw ConfigError(

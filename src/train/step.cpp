@@ -1,6 +1,8 @@
 #include "train/step.h"
 
 #include <algorithm>
+#include <array>
+#include <limits>
 
 #include "core/error.h"
 #include "kernels/cross_entropy.h"
@@ -23,8 +25,11 @@ class FirstNonfinite final : public OperationObserver {
     if (finite(written)) return;
     found_ = fmt::format("{} wrote a non-finite value to {} (operation {} of the step)", operation,
                          describe(written), count_);
+    found_at_ = count_;
   }
   const std::string& found() const { return found_; }
+  /// Of the operation that wrote it, from the replay's start.
+  int64_t operation() const { return found_at_; }
 
  private:
   /// all_finite of any view: q, k and v are strided ones of one tensor.
@@ -38,8 +43,26 @@ class FirstNonfinite final : public OperationObserver {
 
   Executor& x_;
   std::string found_;
+  int64_t found_at_ = 0;
   int64_t count_ = 0;
 };
+
+/// The finding of the rank that found something first, on every rank of tp; empty when none did.
+std::string earliest_finding(Executor& x, TensorParallel& tp, const std::string& found,
+                             int64_t operation) {
+  if (tp.size() == 1) return found;
+  constexpr int32_t kNone = std::numeric_limits<int32_t>::min();
+  // The earliest operation, and of several ranks the first, is the largest of these.
+  const auto mine =
+      found.empty() ? kNone : static_cast<int32_t>(-(operation * tp.size() + tp.rank()));
+  int32_t earliest = mine;
+  tp.all_reduce(x, Tensor(&earliest, DType::i32, Device::cpu, {1}), ReduceOp::max);
+  if (earliest == kNone) return {};
+  std::array<char, 256> text{};
+  if (mine == earliest) found.copy(text.data(), text.size() - 1);
+  tp.all_reduce(x, Tensor(text.data(), DType::u8, Device::cpu, {256}), ReduceOp::max);
+  return text.data();
+}
 
 std::span<int32_t> span_of(const Tensor& tensor) {
   return {tensor.as<int32_t>(), static_cast<size_t>(tensor.numel())};
@@ -99,7 +122,8 @@ StepState Stepper::run(int64_t first_sample, double lr) {
   first_sample_ = first_sample;
   target_count_ = count_targets(model_.targets());
   if (target_count_ == 0) {
-    throw DataError("the batch at sample {} has no target to learn from", first_sample);
+    throw DataError("the batch at sample {} has no target to learn from: every one is masked",
+                    first_sample);
   }
   accumulate_gradients();
   model_.optimizer().step(model_.executor(), lr, model_.loss());
@@ -107,14 +131,21 @@ StepState Stepper::run(int64_t first_sample, double lr) {
 }
 
 std::string Stepper::find_nonfinite() {
-  FirstNonfinite first(model_.executor());
+  Executor& x = model_.executor();
+  std::string weights;
   for (const Parameter& parameter : model_.parameters().all()) {
-    if (!all_finite(model_.executor(), parameter.value)) {
-      return fmt::format("the weights of {} are not finite", parameter.spec.name);
+    if (weights.empty() && !all_finite(x, parameter.value)) {
+      weights = fmt::format("the weights of {} are not finite", parameter.spec.name);
     }
   }
+  // Ranks hold different parts and must agree before any of them starts the replay's collectives.
+  weights = earliest_finding(x, model_.tp(), weights, 0);
+  if (!weights.empty()) return weights;
+  FirstNonfinite first(x);
   accumulate_gradients();
-  if (!first.found().empty()) return first.found();
+  x.observe(nullptr);
+  const std::string found = earliest_finding(x, model_.tp(), first.found(), first.operation());
+  if (!found.empty()) return found;
   return "every tensor of the step is finite: the sum of squares of the gradients overflowed";
 }
 

@@ -50,7 +50,8 @@ Trainer::Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog
   if (first_rank()) prepare_run_folder();
   meet();
   baseline_bytes_ = resident_memory();
-  model_.allocate();
+  model_.allocate(options_.local_ranks);
+  meet();  // before any rank fills its memory: what is free is divided among all
   if (checkpoint) {
     progress_ = load_run(*checkpoint, model_);
     saved_step_ = checkpoint->path().parent_path() == run_ / kCheckpointsName ? progress_.step : -1;
@@ -82,6 +83,7 @@ std::optional<Checkpoint> Trainer::checkpoint_to_resume() {
       break;
     case Resume::Mode::from_path:
       checkpoint = open_checkpoint(config_.checkpoint.resume.path, refused);
+      refuse_going_back(*checkpoint);
       break;
     case Resume::Mode::never:
       if (!list_step_folders(run_ / kCheckpointsName).empty()) {
@@ -94,6 +96,22 @@ std::optional<Checkpoint> Trainer::checkpoint_to_resume() {
   }
   for (const std::string& line : refused) log_.warn("not used: {}", line);
   return checkpoint;
+}
+
+/// Within one run folder the newest step is the run: steps beyond an older one would be taken for
+/// its continuation.
+void Trainer::refuse_going_back(const Checkpoint& checkpoint) const {
+  const std::filesystem::path checkpoints = run_ / kCheckpointsName;
+  std::error_code error;
+  if (!std::filesystem::equivalent(checkpoint.path().parent_path(), checkpoints, error)) return;
+  const int64_t newest = step_of(list_step_folders(checkpoints).front()).value_or(0);
+  if (newest > checkpoint.step()) {
+    throw ConfigError(
+        "checkpoint.resume goes back to step {} of {}, which goes on to step {}: set another "
+        "run.dir to "
+        "branch off, or remove the later folders of {}",
+        checkpoint.step(), run_.string(), newest, checkpoints.string());
+  }
 }
 
 bool Trainer::first_rank() const {
@@ -136,10 +154,7 @@ void Trainer::log_start() {
             model_.micro_batches() == 1 ? "" : "es", model_.executor().threads());
   log_.info("memory {} (gradus plan shows what for); run folder {}",
             format_bytes(model_.arena().plan().total_bytes()), run_.string());
-  if (!data_.val && config_.eval.every > 0) {
-    log_.warn(
-        "no validation text: data.val is empty and data.train has none, so nothing is evaluated");
-  }
+  if (!data_.no_val.empty()) log_.warn("nothing is evaluated: {}", data_.no_val);
 }
 
 Trainer::Outcome Trainer::run() {

@@ -14,25 +14,12 @@
 #include "train/config.h"
 #include "train/metrics.h"
 #include "train/run_checkpoint.h"
+#include "train/run_data.h"
 #include "train/signals.h"
 #include "train/step.h"
 #include "train/training_model.h"
 
 namespace gradus {
-
-/// A run's data: what it trains and evaluates on.
-struct RunData {
-  std::unique_ptr<Tokenizer> tokenizer;
-  Loader train;
-  std::optional<Loader> val;
-
-  /// Throws DataError, IoError or ConfigError.
-  static RunData open(const Config& config);
-};
-
-/// V of a run: the tokenizer's, or model.vocab_size when that is set. Opens the data only when it
-/// is auto.
-int64_t run_vocabulary(const Config& config);
 
 /// Trains as a configuration says: steps, evaluation, metrics, checkpoints, stopping.
 class Trainer {
@@ -42,6 +29,7 @@ class Trainer {
     /// What a user types to go on, for the message of an interrupted run.
     std::string resume_command;
     Communicator* world = nullptr;  ///< all ranks of the run; null: this one alone
+    int local_ranks = 1;            ///< ranks of the run on this machine, which share its memory
   };
   /// x, tp and log must outlive this. Opens the data and the run's folder, finds the checkpoint to
   /// go on from, checks it, and only then allocates. Throws any of the errors of these.
@@ -58,6 +46,7 @@ class Trainer {
   void check_run_folder() const;
   std::optional<Checkpoint> checkpoint_to_resume();
   void prepare_run_folder();
+  void refuse_going_back(const Checkpoint& checkpoint) const;
   bool first_rank() const;
   void meet();
   bool stop_asked(const StopSignals& signals);

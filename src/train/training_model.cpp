@@ -53,8 +53,8 @@ std::unique_ptr<MemoryPlan> TrainingModel::plan() {
   return plan;
 }
 
-void TrainingModel::allocate() {
-  arena_ = std::make_unique<Arena>(plan());
+void TrainingModel::allocate(int sharers) {
+  arena_ = std::make_unique<Arena>(plan(), sharers);
   declare(*arena_);
   arena_->check_complete();
   x_.bind_scratch(arena_->scratch());

@@ -22,8 +22,8 @@ class TrainingModel {
 
   /// What the run will allocate.
   std::unique_ptr<MemoryPlan> plan();
-  /// Allocates it. Throws MemoryError when it does not fit.
-  void allocate();
+  /// Allocates it. sharers: as for Arena. Throws MemoryError when it does not fit.
+  void allocate(int sharers = 1);
   /// Draws the initial weights.
   void initialize(uint64_t seed);
 

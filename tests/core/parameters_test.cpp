@@ -141,7 +141,8 @@ TEST(Parameters, PackedEntriesAreOneMatrixWithOddSizesToo) {
       }
     }
     for (const bool grad : {false, true}) {
-      const Tensor packed = grad ? parameters.packed_grad("q", 3) : parameters.packed_value("q", 3);
+      const Tensor packed = grad ? parameters.packed("q", 3, &Parameter::grad)
+                                 : parameters.packed("q", 3, &Parameter::value);
       EXPECT_EQ(packed.shape(), (Shape{3 * C, C}));
       EXPECT_TRUE(packed.contiguous());
       std::vector<double> joined;
@@ -151,18 +152,18 @@ TEST(Parameters, PackedEntriesAreOneMatrixWithOddSizesToo) {
       }
       EXPECT_EQ(test::values(packed), joined);
     }
-    EXPECT_EQ(parameters.packed_value("q.bias", 3).shape(), (Shape{3 * C}));
-    EXPECT_EQ(test::get_value(parameters.packed_value("q.bias", 3), C),
+    EXPECT_EQ(parameters.packed("q.bias", 3, &Parameter::value).shape(), (Shape{3 * C}));
+    EXPECT_EQ(test::get_value(parameters.packed("q.bias", 3, &Parameter::value), C),
               test::get_value(parameters["k.bias"].value, 0));
   }
 }
 
 TEST(Parameters, PackedRefusesEntriesThatLieApart) {
   Bound bound(table(1));
-  EXPECT_THAT([&] { bound.parameters.packed_value("v", 2); },
+  EXPECT_THAT([&] { bound.parameters.packed("v", 2, &Parameter::value); },
               ThrowsMessage<Error>("parameter down is not packed behind v"));
-  EXPECT_THROW(bound.parameters.packed_grad("token", 2), Error);
-  EXPECT_THROW(bound.parameters.packed_value("ln_f", 2), Error) << "beyond the last";
+  EXPECT_THROW(bound.parameters.packed("token", 2, &Parameter::grad), Error);
+  EXPECT_THROW(bound.parameters.packed("ln_f", 2, &Parameter::value), Error) << "beyond the last";
 }
 
 TEST(Parameters, ViewsLieInTheirBucket) {

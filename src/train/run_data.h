@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "data/loader.h"
+#include "data/tokenizer.h"
+#include "train/config.h"
+
+namespace gradus {
+
+/// A run's data: what it trains and evaluates on.
+struct RunData {
+  std::unique_ptr<Tokenizer> tokenizer;
+  Loader train;
+  std::optional<Loader> val;
+  std::string no_val;  ///< why there is no val, when the user may not expect it
+
+  /// Throws DataError, IoError or ConfigError.
+  static RunData open(const Config& config);
+};
+
+/// V of a run: the tokenizer's, or model.vocab_size when that is set. Opens the data only when it
+/// is auto.
+int64_t run_vocabulary(const Config& config);
+
+}  // namespace gradus
