@@ -88,12 +88,16 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
 struct BatchesArguments {
   ConfigArguments config;
   std::string out;
+  bool val = false;
 };
 
-/// Writes the run's training batches, so that another program can train on the very same ones.
+/// Writes the run's training batches (or the first of its validation text), so that another program
+/// can train (or be evaluated) on the very same ones.
 int dump_batches(const BatchesArguments& arguments) {
   const Config config = arguments.config.load();
   const RunData data = RunData::open(config);
+  if (arguments.val && !data.val) throw DataError("there is no validation text: {}", data.no_val);
+  const Loader& loader = arguments.val ? *data.val : data.train;
   const int64_t B = config.train.global_batch;
   const int64_t T = config.model.context;
   const auto count = static_cast<size_t>(B * T);
@@ -102,7 +106,7 @@ int dump_batches(const BatchesArguments& arguments) {
   std::vector<int32_t> sample(static_cast<size_t>(T + 1));
   AtomicFile file(arguments.out);
   for (int64_t step = 0; step < config.train.steps; ++step) {
-    data.train.read(step * B, inputs, targets);
+    loader.read(step * B, inputs, targets);
     for (int64_t b = 0; b < B; ++b) {
       std::copy_n(inputs.begin() + b * T, T, sample.begin());
       sample.back() = targets[static_cast<size_t>(b * T + T - 1)];
@@ -138,6 +142,7 @@ void add_bench(CLI::App& program, Action& action) {
   CLI::App* batches_command = command->add_subcommand(
       "batches", "Write a run's training batches as i32 (steps, batch, context + 1)");
   batches->config.add_to(*batches_command);
+  batches_command->add_flag("--val", batches->val, "The validation text's first batches instead");
   batches_command->add_option("--out", batches->out, "File to write")->required();
   batches_command->callback([batches, &action] {
     action = [batches](Bootstrap& bootstrap) {

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""The King James text by character: loss and wall time of configs/kjv_char_cpu.yaml in Gradus, beside the
+same model in PyTorch on the very same training batches, both evaluated on the same validation windows.
+
+    scripts/quickstart.sh            # builds, and prepares data/kjv
+    scripts/python_env.sh            # PyTorch, in .venv
+    bench/compare_kjv.py --gradus build/quickstart/bin/gradus
+
+Prints one table and writes bench/results/kjv_char_cpu.md.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def cpu_name():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def run(command):
+    begin = time.monotonic()
+    done = subprocess.run([str(c) for c in command], cwd=ROOT, text=True, capture_output=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout, time.monotonic() - begin
+
+
+def last(lines, event):
+    return [line for line in lines if line.get("event") == event][-1]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--gradus", type=pathlib.Path, default=ROOT / "build/release/bin/gradus")
+    p.add_argument("--python", type=pathlib.Path, default=ROOT / ".venv/bin/python")
+    p.add_argument("--config", type=pathlib.Path, default=ROOT / "configs/kjv_char_cpu.yaml")
+    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--seed", type=int, default=1337)
+    a = p.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = pathlib.Path(folder)
+        settings = [f"train.steps={a.steps}", f"seed={a.seed}"]
+        run([a.gradus, "bench", "batches", a.config, *settings, "--out", work / "train.bin"])
+        run([a.gradus, "bench", "batches", a.config, *settings, "train.steps=20", "--val",
+             "optim.warmup_steps=1", "--out", work / "val.bin"])
+
+        _, gradus_wall = run([a.gradus, "train", a.config, *settings, f"run.dir={work / 'run'}"])
+        metrics = [json.loads(line) for line in (work / "run/metrics.jsonl").read_text().splitlines()]
+        ours, ours_eval = last(metrics, "train"), last(metrics, "eval")
+
+        info, _ = run([a.gradus, "data", "inspect", "data/kjv"])
+        vocabulary = re.search(r"vocabulary\s+(\d+)", info).group(1)
+        out, torch_wall = run([
+            a.python, ROOT / "bench/torch_peer.py", "--layers", 4, "--channels", 128, "--heads", 4,
+            "--context", 64, "--vocab", vocabulary, "--batch", 12, "--steps", a.steps,
+            "--precision", "fp32", "--batches", work / "train.bin",
+            "--eval-batches", work / "val.bin", "--seed", a.seed])
+        peer = json.loads(out.strip().splitlines()[-1])
+
+    table = [
+        f"# {a.config.name}: {a.steps} steps",
+        "",
+        f"CPU: {cpu_name()}, {ours.get('threads', 'all')} threads. PyTorch {peer.get('torch', '?')}, eager, "
+        "fused AdamW. One run each, one after the other; wall time is the whole process.",
+        "",
+        "| | validation loss, nats a character | wall time, s | tokens/s at the end |",
+        "| --- | ---: | ---: | ---: |",
+        f"| Gradus | {ours_eval['loss']:.4f} | {gradus_wall:.1f} | {ours['tokens_per_s']:.0f} |",
+        f"| PyTorch | {peer['eval_loss']:.4f} | {torch_wall:.1f} | {peer['tokens_per_s']:.0f} |",
+        "",
+    ]
+    print("\n".join(table))
+    results = ROOT / "bench/results"
+    results.mkdir(exist_ok=True)
+    (results / f"{a.config.stem}.md").write_text("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
