@@ -119,7 +119,7 @@ TEST_F(Faults, TextShorterThanAContextIsRefused) {
   expect_error(train({"model.context=1000"}), "data error",
                {"train.bin", "context 1000", "model.context"});
   // Long enough to train on, and too short to evaluate on.
-  expect_error(train({"model.context=100", "eval.every=2"}), "data error",
+  expect_error(train({"model.context=100", "eval.every=2", "data.val=[data]"}), "data error",
                {"val.bin", "context 100"});
 }
 

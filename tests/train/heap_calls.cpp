@@ -5,10 +5,6 @@
 #include <csignal>
 #include <cstddef>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/allocator_interface.h>
-#endif
-
 namespace {
 
 std::atomic<int64_t> calls = 0;
@@ -23,7 +19,12 @@ void count() {
 
 #if defined(__SANITIZE_ADDRESS__)
 
-// The sanitizer owns malloc, and tells of each request.
+// The sanitizer owns malloc, and tells of each request. Declared here because GCC has the function
+// in its library and the header not in every package of it.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*malloc_hook)(const volatile void*,
+                                                                             size_t),
+                                                         void (*free_hook)(const volatile void*));
+
 namespace {
 [[maybe_unused]] const int installed = __sanitizer_install_malloc_and_free_hooks(
     [](const volatile void*, size_t) { count(); }, [](const volatile void*) {});
