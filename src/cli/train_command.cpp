@@ -71,7 +71,8 @@ int train(Bootstrap& bootstrap, const std::string& program, const ConfigArgument
   TensorParallel tp(mesh.tp(), config.parallel.sequence);
   Trainer trainer({.config = config,
                    .resume_command = resume_command(bootstrap, program, arguments, config),
-                   .world = &mesh.world()},
+                   .world = &mesh.world(),
+                   .local_ranks = bootstrap.local_size()},
                   x, tp, log);
   if (trainer.run() == Trainer::Outcome::finished) {
     log.info("done. To see what it learned: {} generate {}", shell_word(program),

@@ -282,6 +282,19 @@ TEST(Arena, TooLargeARunIsRefusedWithTheTable) {
                                  testing::ContainsRegex("saved +block\\.\\*\\.up +fp32"))));
 }
 
+TEST(Arena, RanksThatShareTheMachineNeedRoomForAllOfThem) {
+  const auto half_of_the_machine = [] {
+    auto plan = std::make_unique<MemoryPlan>(Device::cpu);
+    plan->declare("x", DType::u8, {available_memory() / 2}, Lifetime::persistent());
+    plan->lay_out();
+    return plan;
+  };
+  EXPECT_NO_THROW(Arena arena(half_of_the_machine()));
+  EXPECT_THAT([&] { Arena arena(half_of_the_machine(), 4); },
+              ThrowsMessage<MemoryError>(
+                  testing::ContainsRegex("bytes\\) for each of 4 ranks on this machine and ")));
+}
+
 TEST(Arena, RefusesADeviceThatTheBuildDoesNotHave) {
   auto plan = std::make_unique<MemoryPlan>(Device::cuda);
   plan->lay_out();
