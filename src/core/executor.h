@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <typeindex>
 #include <utility>
@@ -36,6 +37,11 @@ class Executor {
   /// From now on scratch comes from this memory (the arena's) and from nowhere else. An undefined
   /// tensor goes back to allocating it at need, as tests and tools do.
   void bind_scratch(Tensor memory);
+  /// Bytes of bound scratch memory that are not taken; without bound memory there is no limit.
+  int64_t scratch_left() const {
+    return scratch_.defined() ? scratch_.bytes() - scratch_used_
+                              : std::numeric_limits<int64_t>::max();
+  }
 
   /// What operations keep between calls on this executor, such as compiled primitives: one T,
   /// default-constructed at the first call and destroyed with the executor.

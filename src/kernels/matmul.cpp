@@ -107,4 +107,9 @@ int64_t matmul_scratch(const Executor& x, int64_t rows, int64_t in_features, int
   return cpu::matmul_scratch(x, rows, in_features, out_features, dtype);
 }
 
+int64_t matmul_forward_scratch(const Executor& x, int64_t max_rows, int64_t in_features,
+                               int64_t out_features, DType dtype) {
+  return cpu::matmul_forward_scratch(x, max_rows, in_features, out_features, dtype);
+}
+
 }  // namespace gradus

@@ -22,5 +22,9 @@ void matmul_backward_weight(Executor& x, Tensor dweight, Tensor dbias, ConstTens
 /// Scratch bytes that the three need at most for M rows, on this processor.
 int64_t matmul_scratch(const Executor& x, int64_t rows, int64_t in_features, int64_t out_features,
                        DType dtype);
+/// Scratch bytes that are enough for matmul_forward() of any number of rows up to max_rows, as
+/// generation has it: measured at a handful of row counts, whatever max_rows is.
+int64_t matmul_forward_scratch(const Executor& x, int64_t max_rows, int64_t in_features,
+                               int64_t out_features, DType dtype);
 
 }  // namespace gradus

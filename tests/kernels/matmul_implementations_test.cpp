@@ -189,6 +189,26 @@ TEST(MatmulImplementations, PackedProductNeedsExactlyTheScratchItDeclares) {
   }
 }
 
+TEST(MatmulImplementations, OneDnnRefusesWhatDoesNotFitIntoTheScratchLeft) {
+  int refused = 0;
+  for (const DType dtype : {DType::fp32, DType::bf16}) {
+    for (const Case& c : kCases) {
+      Executor x(Device::cpu, 2);
+      TensorPool pool;
+      const Drawn d = draw(pool, c, dtype, c.accumulate ? accumulator_of(dtype) : dtype, 0);
+      const int64_t bytes = cpu::onednn_scratch(x, d.product);
+      if (bytes == 0) continue;
+      const auto before = test::values(d.c);
+      const Tensor memory = pool.zeros({bytes / 8}, DType::fp64, "scratch");
+      x.bind_scratch(Tensor(memory.data(), DType::u8, Device::cpu, {bytes - 64}));
+      EXPECT_FALSE(cpu::onednn_gemm(x, d.product));
+      EXPECT_EQ(test::values(d.c), before);
+      ++refused;
+    }
+  }
+  if (refused == 0) GTEST_SKIP() << "oneDNN asks for no scratch memory on this processor";
+}
+
 // Allocations of `calls` products after the first, with bound scratch memory.
 template <typename Multiply>
 int64_t allocations(Executor& x, const cpu::Gemm& product, int64_t scratch, Multiply&& multiply) {

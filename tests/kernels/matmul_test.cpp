@@ -288,6 +288,41 @@ TEST(Matmul, NeedsNoMoreScratchThanDeclared) {
   }
 }
 
+TEST(Matmul, ForwardOfAnyFewerRowsFitsIntoTheScratchOfMany) {
+  // Beyond 512 columns the rows are packed; beyond a block of depth, sums of bf16 are kept.
+  struct Weight {
+    int64_t in, out;
+  };
+  for (const Weight& w : {Weight{24, 40}, Weight{700, 33}, Weight{20, 1100}}) {
+    for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
+      Executor x(Device::cpu, 2);
+      TensorPool pool;
+      const Tensor in = pool.normal({70, w.in}, dtype);
+      const Tensor weight = pool.normal({w.out, w.in}, dtype);
+      const Tensor bias = pool.normal({w.out}, dtype);
+      const Tensor full = pool.poisoned({70, w.out}, dtype);
+      const Tensor sums = pool.poisoned({70, w.out}, accumulator_of(dtype));
+      const int64_t most = matmul_forward_scratch(x, 70, w.in, w.out, dtype);
+      const Tensor memory = pool.zeros({(most + 7) / 8 + 1}, DType::fp64, "scratch");
+      for (int64_t max_rows = 1; max_rows <= 70; max_rows += max_rows < 10 ? 1 : 12) {
+        const int64_t bytes = matmul_forward_scratch(x, max_rows, w.in, w.out, dtype);
+        ASSERT_LE(bytes, matmul_scratch(x, 70, w.in, w.out, dtype));
+        x.bind_scratch(Tensor(memory.data(), DType::u8, Device::cpu, {bytes}));
+        for (int64_t rows = 1; rows <= max_rows; ++rows) {
+          for (const Tensor& out : {full, sums}) {
+            for (const ConstTensor& b : {ConstTensor(), ConstTensor(bias)}) {
+              ASSERT_NO_THROW(
+                  matmul_forward(x, out.slice(0, 0, rows), in.slice(0, 0, rows), weight, b))
+                  << rows << " rows of at most " << max_rows << ", " << to_string(dtype);
+            }
+          }
+        }
+      }
+      pool.check_guards();
+    }
+  }
+}
+
 TEST(Matmul, InfinitiesAndNanStayWhereTheyAre) {
   Executor x(Device::cpu, 2);
   TensorPool pool;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/matmul_gemm.h"
@@ -115,6 +116,33 @@ int64_t matmul_scratch(const Executor& x, int64_t rows, int64_t in_features, int
     bytes = std::max({bytes, product_scratch(x, forward_product(out, in, weight, ConstTensor())),
                       product_scratch(x, forward_product(out, in, weight, weight)),
                       product_scratch(x, input_gradient(din, dout, weight))});
+  }
+  return bytes;
+}
+
+int64_t matmul_forward_scratch(const Executor& x, int64_t max_rows, int64_t in_features,
+                               int64_t out_features, DType dtype) {
+  std::byte place{};
+  const auto tensor = [&](DType type, int64_t first, int64_t second) {
+    return Tensor(&place, type, Device::cpu, {first, second});
+  };
+  const auto fewer = [](int64_t rows) {
+    return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows - 1)));
+  };
+  const Tensor weight = tensor(dtype, out_features, in_features);
+  int64_t bytes = 0;
+  // Our own product needs the more the more rows there are, so that max_rows alone would do.
+  // oneDNN's need follows its choice of blocks, which need not grow with the rows; its largest at
+  // the powers of two is taken, and a row count that asks for more goes to our own product
+  // (onednn_gemm).
+  for (int64_t rows = max_rows; rows > 0; rows = fewer(rows)) {
+    for (const DType result : {dtype, accumulator_of(dtype)}) {
+      const Tensor in = tensor(dtype, rows, in_features);
+      const Tensor out = tensor(result, rows, out_features);
+      for (const ConstTensor& bias : {ConstTensor(), ConstTensor(weight)}) {
+        bytes = std::max(bytes, product_scratch(x, forward_product(out, in, weight, bias)));
+      }
+    }
   }
   return bytes;
 }

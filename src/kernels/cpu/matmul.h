@@ -13,6 +13,8 @@ void matmul_backward_weight(Executor& x, Tensor dweight, Tensor dbias, ConstTens
                             ConstTensor in);
 int64_t matmul_scratch(const Executor& x, int64_t rows, int64_t in_features, int64_t out_features,
                        DType dtype);
+int64_t matmul_forward_scratch(const Executor& x, int64_t max_rows, int64_t in_features,
+                               int64_t out_features, DType dtype);
 
 /// What multiplies matrices of a dtype on this processor, for `gradus info`: for example
 /// "packed product (AVX2), fp32 arithmetic" or "oneDNN 2.6.3 (AVX-512)".

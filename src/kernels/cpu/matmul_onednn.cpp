@@ -84,6 +84,8 @@ class CompiledProduct {
 
   bool usable() const { return static_cast<bool>(primitive_); }
 
+  int64_t scratch_bytes() const { return gradus::scratch_bytes<std::byte>(scratch_bytes_); }
+
   void run(Executor& x, dnnl::stream& stream, const Gemm& p) {
     Scratch scratch(x);
     // oneDNN takes addresses without const; it reads a, b and bias only.
@@ -189,7 +191,7 @@ bool onednn_gemm(Executor& x, const Gemm& product) {
   try {
     auto& library = x.state<OneDnn>();
     CompiledProduct& compiled = library.compiled(product);
-    if (!compiled.usable()) return false;
+    if (!compiled.usable() || compiled.scratch_bytes() > x.scratch_left()) return false;
     library.run(x, compiled, product);
     return true;
   } catch (const dnnl::error& error) {
