@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/arena.h"
+#include "core/control_group.h"
 #include "core/error.h"
 
 namespace gradus {
@@ -25,31 +26,11 @@ int64_t field_in_kib(const char* file, const std::string& name) {
   return -1;
 }
 
-int64_t number_in(const char* file) {
-  std::ifstream in(file);
-  int64_t value = -1;
-  return in >> value ? value : -1;  // "max" is no number: no limit
-}
-
-/// What the control group of this process still grants (version 2, then version 1); -1: no limit
-/// known.
-int64_t control_group_headroom() {
-  for (const auto& [limit_file, usage_file] :
-       {std::pair{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-        std::pair{"/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                  "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
-    const int64_t limit = number_in(limit_file);
-    const int64_t usage = number_in(usage_file);
-    if (limit >= 0 && usage >= 0) return std::max<int64_t>(0, limit - usage);
-  }
-  return -1;
-}
-
 }  // namespace
 
 int64_t available_memory() {
   const int64_t machine = field_in_kib("/proc/meminfo", "MemAvailable:");
-  const int64_t group = control_group_headroom();
+  const int64_t group = control_group_headroom("/");
   if (machine < 0) return group;
   return group < 0 ? machine : std::min(machine, group);
 }
