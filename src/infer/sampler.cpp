@@ -34,33 +34,44 @@ int32_t Sampler::sample(const ConstTensor& logits) {
     const double logit =
         logits.dtype() == DType::fp64 ? logits.as<double>()[i] : logits.as<float>()[i];
     if (std::isnan(logit)) throw NumericError("the logit of token {} is not a number", i);
-    candidates_.push_back({logit, static_cast<int32_t>(i)});
+    candidates_.push_back({.logit = logit, .token = static_cast<int32_t>(i)});
   }
-  std::ranges::sort(candidates_, [](const Candidate& a, const Candidate& b) {
+  const auto likelier = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-  });
-  if (options_.temperature == 0.0) return candidates_.front().token;
-  if (options_.top_k > 0 && options_.top_k < static_cast<int64_t>(candidates_.size())) {
-    candidates_.resize(static_cast<size_t>(options_.top_k));
-  }
-  const double largest = candidates_.front().logit;
-  const auto weight = [&](const Candidate& candidate) {
-    return std::exp((candidate.logit - largest) / options_.temperature);
   };
-  double total = 0.0;
-  for (const Candidate& candidate : candidates_) total += weight(candidate);
+  const Candidate best = *std::ranges::min_element(candidates_, likelier);
+  if (options_.temperature == 0.0) return best.token;
 
-  double kept = 0.0;
-  size_t count = 0;
-  while (count < candidates_.size() && (count == 0 || kept < options_.top_p * total)) {
-    kept += weight(candidates_[count++]);
+  // Only a limit needs an order: drawing from all takes them as they come, by id.
+  if (options_.top_k > 0 && options_.top_k < static_cast<int64_t>(candidates_.size())) {
+    std::ranges::partial_sort(candidates_, candidates_.begin() + options_.top_k, likelier);
+    candidates_.resize(static_cast<size_t>(options_.top_k));
+  } else if (options_.top_p < 1.0) {
+    std::ranges::sort(candidates_, likelier);
   }
-  double left = uniform(options_.seed, draws_++) * kept;
-  for (size_t i = 0; i < count; ++i) {
-    left -= weight(candidates_[i]);
-    if (left < 0.0) return candidates_[i].token;
+  double total = 0.0;
+  for (Candidate& candidate : candidates_) {
+    candidate.weight = std::exp((candidate.logit - best.logit) / options_.temperature);
+    total += candidate.weight;
   }
-  return candidates_[count - 1].token;
+  if (options_.top_p < 1.0) {
+    double kept = 0.0;
+    size_t count = 0;
+    while (count < candidates_.size() && (count == 0 || kept < options_.top_p * total)) {
+      kept += candidates_[count++].weight;
+    }
+    candidates_.resize(count);
+    total = kept;
+  }
+  double left = uniform(options_.seed, draws_++) * total;
+  int32_t drawn = best.token;
+  for (const Candidate& candidate : candidates_) {
+    if (candidate.weight == 0.0) continue;  // never drawn, not even where rounding leaves a rest
+    drawn = candidate.token;
+    left -= candidate.weight;
+    if (left < 0.0) break;
+  }
+  return drawn;
 }
 
 }  // namespace gradus

@@ -28,6 +28,7 @@ class Sampler {
   struct Candidate {
     double logit;
     int32_t token;
+    double weight = 0.0;  ///< its probability, not normalised
   };
 
   SamplingOptions options_;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <set>
 #include <vector>
@@ -100,6 +101,21 @@ TEST(Sampler, TopKOfAllAndMoreIsNoLimit) {
   EXPECT_EQ(draws({.top_k = 1000000, .seed = 3}, kLogits, 200), unlimited);
 }
 
+TEST(Sampler, EachLimitKeepsTheSameTokensAsASortOfAll) {
+  // 200 logits of 23 values: ties at every limit.
+  std::vector<double> values;
+  for (int i = 0; i < 200; ++i) values.push_back(0.25 * ((i * 37 + i * i) % 23));
+  std::vector<int32_t> order;
+  for (int32_t i = 0; i < 200; ++i) order.push_back(i);
+  std::ranges::stable_sort(order, std::greater(),
+                           [&](int32_t i) { return values[static_cast<size_t>(i)]; });
+  for (const int64_t k : {1, 2, 7, 40}) {
+    EXPECT_EQ(drawn({.temperature = 20.0, .top_k = k}, values, 4000),
+              (std::set<int32_t>(order.begin(), order.begin() + k)));
+  }
+  EXPECT_EQ(drawn({.temperature = 0.0}, values, 3), (std::set<int32_t>{order.front()}));
+}
+
 TEST(Sampler, TopPKeepsTheFewestThatReachIt) {
   // Probabilities 1/2, 1/4, 1/8, 1/8.
   const std::vector<double> values = {0.0, std::log(2.0), -100.0, std::log(4.0), 0.0};
@@ -112,6 +128,14 @@ TEST(Sampler, TopPKeepsTheFewestThatReachIt) {
   EXPECT_EQ(kept(0.9), (std::set<int32_t>{3, 1, 0, 4}));
   EXPECT_EQ(draws({.top_p = 0.9, .seed = 2}, values, 500),
             draws({.top_p = 0.999, .seed = 2}, values, 500));
+}
+
+TEST(Sampler, TopPThatIsReachedExactlyKeepsNoMore) {
+  // Four equal weights of 1: shares of a quarter, without rounding.
+  const std::vector<double> flat(4, 0.0);
+  EXPECT_EQ(drawn({.top_p = 0.25}, flat), (std::set<int32_t>{0}));
+  EXPECT_EQ(drawn({.top_p = 0.5}, flat), (std::set<int32_t>{0, 1}));
+  EXPECT_EQ(drawn({.top_p = 1.0}, flat), (std::set<int32_t>{0, 1, 2, 3}));
 }
 
 TEST(Sampler, TopPCountsOnlyWhatTopKLeft) {
