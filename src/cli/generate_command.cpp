@@ -12,7 +12,7 @@ namespace {
 
 struct GenerateArguments {
   std::string path;
-  std::string prompt = "\n";
+  std::string prompt;
   int64_t tokens = 256;
   int threads = 0;
   SamplingOptions sampling;
@@ -30,7 +30,7 @@ int generate(Bootstrap& bootstrap, const GenerateArguments& arguments) {
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
   };
-  if (arguments.prompt != "\n") emit(arguments.prompt);
+  emit(arguments.prompt);
   generator.generate(arguments.prompt, arguments.tokens, arguments.sampling, emit);
   emit("\n");
   return 0;
@@ -42,7 +42,8 @@ void add_generate(CLI::App& program, Action& action) {
   auto arguments = std::make_shared<GenerateArguments>();
   CLI::App* command = program.add_subcommand("generate", "Continue a text with a trained model");
   command->add_option("RUN", arguments->path, "A run's folder, or a checkpoint")->required();
-  command->add_option("--prompt", arguments->prompt, "Text to continue (default: a line's end)");
+  command->add_option("--prompt", arguments->prompt,
+                      "Text to continue (default: none, a new line)");
   command->add_option("--tokens", arguments->tokens, "Tokens to draw")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);

@@ -52,10 +52,18 @@ Generator::Generator(const std::filesystem::path& path, Executor& x, TensorParal
   checkpoint.load_model(weights);
 }
 
+std::vector<int32_t> Generator::start() const {
+  try {
+    return tokenizer_->encode("\n");
+  } catch (const DataError&) {
+    return {0};  // a corpus of one line leaves a character vocabulary without a line's end
+  }
+}
+
 void Generator::generate(std::string_view prompt, int64_t tokens, const SamplingOptions& options,
                          const std::function<void(std::string_view)>& emit) {
   Sampler sampler(options);
-  std::vector<int32_t> text = tokenizer_->encode(prompt.empty() ? "\n" : prompt, "prompt");
+  std::vector<int32_t> text = prompt.empty() ? start() : tokenizer_->encode(prompt, "prompt");
   const auto capacity = static_cast<size_t>(decoder_->capacity());
   decoder_->reset();
   // Of a prompt longer than the context, only its end can be seen.

@@ -30,12 +30,15 @@ class Generator {
 
   /// Continues the prompt by `tokens` tokens and hands out each one's text as it is drawn. A text
   /// longer than the context goes on from its last half each time the context is full. An empty
-  /// prompt starts from a line's end. Throws DataError for a prompt that the tokenizer cannot
-  /// represent.
+  /// prompt starts behind a line's end, or behind token 0 where the tokenizer cannot represent
+  /// one. Throws DataError for a prompt that the tokenizer cannot represent.
   void generate(std::string_view prompt, int64_t tokens, const SamplingOptions& options,
                 const std::function<void(std::string_view)>& emit);
 
  private:
+  /// What the model has seen where nobody gave a prompt.
+  std::vector<int32_t> start() const;
+
   Executor& x_;
   std::unique_ptr<Tokenizer> tokenizer_;
   int64_t step_ = 0;

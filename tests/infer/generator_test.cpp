@@ -198,6 +198,25 @@ TEST(Generator, AnEmptyPromptStartsFromALinesEnd) {
   EXPECT_EQ(run.text("", 20, {.seed = 2}), run.text("\n", 20, {.seed = 2}));
 }
 
+TEST(Generator, WithoutALinesEndInTheVocabularyNoPromptStartsFromTheFirstToken) {
+  TempDir folder;
+  TinyModel tiny(config_for(PrecisionPreset::fp64), 1);
+  draw_weights(tiny, 13);
+  save(tiny, folder.path(), 1, CharTokenizer({U' ', U'a', U'b', U'c', U'd'}));
+  Executor x(Device::cpu, 1);
+  TensorParallel tp(0, 1, false);
+  std::vector<std::string> refused;
+  Generator generator(folder.path(), x, tp, refused);
+  const auto text = [&](std::string_view prompt) {
+    std::string out;
+    generator.generate(prompt, 20, {.seed = 2}, [&](std::string_view piece) { out += piece; });
+    return out;
+  };
+  EXPECT_EQ(text(""), text(" "));
+  EXPECT_NE(text(""), text("d"));
+  EXPECT_THROW(text("\n"), DataError) << "what was asked for is not replaced";
+}
+
 TEST(Generator, RefusesAPromptThatTheTokenizerCannotRepresent) {
   SavedRun run;
   EXPECT_THROW(run.text("abz", 1, kGreedy), DataError);
