@@ -173,12 +173,13 @@ INSTANTIATE_TEST_SUITE_P(Precisions, ResidentMemory, testing::Values("fp32", "bf
 
 // Steps that are not finite
 
-/// Saves the run's newest checkpoint again with token embeddings of ±1e30: finite, but not their
-/// squares, of which the first layernorm takes the mean.
-void poison_embedding(const fs::path& run) {
+/// Saves the run's newest checkpoint again with weights of ±3e38 in the first MLP: finite, but not
+/// their products.
+void poison_mlp(const fs::path& run) {
   std::vector<std::string> refused;
   const Checkpoint checkpoint = open_checkpoint(run, refused);
   CheckpointContents contents{.step = checkpoint.step(), .state = checkpoint.state()};
+  for (const char* key : {"step", "format_version"}) contents.state.erase(key);  // saving adds them
   for (const char* name : {"config.yaml", "tokenizer.json"}) {
     contents.files[name] = checkpoint.file(name);
   }
@@ -193,13 +194,13 @@ void poison_embedding(const fs::path& run) {
   };
   contents.model = tensors(checkpoint.model());
   contents.optimizer = tensors(*checkpoint.optimizer());
-  const auto embedding = std::ranges::find(contents.model, "embedding.token.weight",
-                                           [](const NamedTensor& tensor) { return tensor.name; });
-  ASSERT_NE(embedding, contents.model.end());
-  std::vector<float> values(static_cast<size_t>(embedding->shape.numel()));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = i % 2 == 0 ? 1e30f : -1e30f;
-  embedding->pieces = {
-      ConstTensorPiece::whole({values.data(), DType::fp32, Device::cpu, embedding->shape})};
+  const auto weight = std::ranges::find(contents.model, "block.0.mlp.up.weight",
+                                        [](const NamedTensor& tensor) { return tensor.name; });
+  ASSERT_NE(weight, contents.model.end());
+  std::vector<float> values(static_cast<size_t>(weight->shape.numel()));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = i % 5 == 0 ? 3e38f : -3e38f;
+  weight->pieces = {
+      ConstTensorPiece::whole({values.data(), DType::fp32, Device::cpu, weight->shape})};
   save_checkpoint(run, contents, 9);
 }
 
@@ -210,7 +211,7 @@ TEST_F(RunRecords, ARunThatStaysNonFiniteIsStopped) {
   std::vector<std::string> first = settings;
   first.emplace_back("train.steps=1");
   ASSERT_EQ(gradus("train", first).exit_code, 0);
-  ASSERT_NO_FATAL_FAILURE(poison_embedding(run()));
+  ASSERT_NO_FATAL_FAILURE(poison_mlp(run()));
   std::vector<std::string> rest = settings;
   rest.emplace_back("train.steps=40");
   const ProcessResult result = gradus("train", rest);
@@ -226,7 +227,8 @@ TEST_F(RunRecords, ARunThatStaysNonFiniteIsStopped) {
     EXPECT_EQ(skipped[i].at("step"), i + 2);
     EXPECT_EQ(skipped[i].at("skipped"), i + 1);
     EXPECT_TRUE(skipped[i].at("loss").is_null()) << skipped[i];
-    EXPECT_THAT(skipped[i].at("first_nonfinite").get<std::string>(), HasSubstr("block.0.ln1"));
+    EXPECT_THAT(skipped[i].at("first_nonfinite").get<std::string>(),
+                HasSubstr("matmul_forward wrote a non-finite value to block.0.up"));
   }
   // Steps that changed nothing are attempted steps all the same. The last of them has no line of
   // its own: the run ended in it.
