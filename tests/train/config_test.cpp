@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "support/temp_dir.h"
 #include "train/config_fields.h"
 #include "train/config_nearest.h"
 
@@ -33,12 +34,6 @@ std::string read_file(const fs::path& path) {
 /// A folder of configuration files for one test; "DIR/" in expected problems stands for it.
 class ConfigTest : public testing::Test {
  protected:
-  ConfigTest() {
-    std::string name = (fs::temp_directory_path() / "gradus_config_XXXXXX").string();
-    dir_ = mkdtemp(name.data());
-  }
-  ~ConfigTest() override { fs::remove_all(dir_); }
-
   fs::path write(const std::string& name, const std::string& text) const {
     fs::create_directories((dir_ / name).parent_path());
     std::ofstream(dir_ / name, std::ios::binary) << text;
@@ -79,7 +74,8 @@ class ConfigTest : public testing::Test {
     return problems_of(write("c.yaml", text), overrides);
   }
 
-  fs::path dir_;
+  const test::TempDir temp_;
+  const fs::path dir_ = temp_.path();
 };
 
 TEST_F(ConfigTest, EmptyFilesGiveTheDefaults) {
