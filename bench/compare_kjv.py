@@ -12,21 +12,13 @@ Prints one table and writes bench/results/kjv_char_cpu.md.
 import argparse
 import json
 import pathlib
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def cpu_name():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+from compare_training import ROOT, machine
 
 
 def run(command):
@@ -70,10 +62,11 @@ def main():
             "--eval-batches", work / "val.bin", "--seed", a.seed])
         peer = json.loads(out.strip().splitlines()[-1])
 
+    host = machine()
     table = [
         f"# {a.config.name}: {a.steps} steps",
         "",
-        f"CPU: {cpu_name()}, {ours.get('threads', 'all')} threads. PyTorch {peer.get('torch', '?')}, eager, "
+        f"{host['cpu']}, {host['cores']} cores. PyTorch {peer.get('torch', '?')}, eager, "
         "fused AdamW. One run each, one after the other; wall time is the whole process.",
         "",
         "| | validation loss, nats a character | wall time, s | tokens/s at the end |",

@@ -48,9 +48,15 @@ MODES = ("eager", "compile")
 DISCARDED = 3  # first steps of each run: caches, JIT and memory are not warm yet
 
 
+def shown(path):
+    """A path as commands, which run in the repository's root, and records name it."""
+    path = pathlib.Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 def gradus_command(a, case, precision):
     return [
-        str(a.gradus), "bench", "step", str(a.config),
+        shown(a.gradus), "bench", "step", shown(a.config),
         "device=cpu",
         f"model.layers={case.layers}", f"model.channels={case.channels}", f"model.heads={case.heads}",
         f"model.context={case.context}", f"model.vocab_size={case.vocab}",
@@ -63,7 +69,7 @@ def gradus_command(a, case, precision):
 
 def torch_command(a, case, precision, mode):
     command = [
-        str(a.python), str(ROOT / "bench" / "torch_peer.py"),
+        shown(a.python), "bench/torch_peer.py",
         "--layers", case.layers, "--channels", case.channels, "--heads", case.heads,
         "--context", case.context, "--vocab", case.vocab, "--batch", case.batch,
         "--precision", precision, "--threads", a.threads,
