@@ -20,7 +20,8 @@ void parallel_ranges(const Executor& x, int64_t count, int64_t grain, Body&& bod
     body(int64_t{0}, count, 0);
     return;
   }
-#pragma omp parallel for num_threads(team) schedule(static, 1)
+  // Always all threads: libgomp ends and makes threads anew where the size of a team changes.
+#pragma omp parallel for num_threads(x.threads()) schedule(static, 1)
   for (int thread = 0; thread < team; ++thread) {
     const int64_t begin = std::min(count, chunks * thread / team * grain);
     const int64_t end = std::min(count, chunks * (thread + 1) / team * grain);

@@ -116,7 +116,7 @@ std::vector<Case> cases() {
   }
   out.push_back({.precision = PrecisionPreset::bf16_lean});
   out.push_back({.precision = PrecisionPreset::fp64});
-  out.push_back({.threads = 1});
+  for (const int threads : {1, 3, 7}) out.push_back({.threads = threads});
   return out;
 }
 

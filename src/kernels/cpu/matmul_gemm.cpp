@@ -24,15 +24,16 @@ constexpr int64_t kColumnSlab = 1024;
 // Up to so many columns, reading the rows of a where they are costs less than packing them; beyond,
 // one packed stream instead of six saves more than it cost.
 constexpr int64_t kMostColumnsInPlace = 512;
-// Multiplications that are worth a thread of their own.
-constexpr int64_t kWorkPerThread = int64_t{1} << 16;
+// Multiplications from which on a second thread pays.
+constexpr int64_t kWorkForTeam = int64_t{1} << 17;
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
+/// One thread or all: libgomp ends and makes threads anew where the size of a team changes.
 int team_size(const Executor& x, const Gemm& p) {
   const double work = static_cast<double>(p.rows) * static_cast<double>(p.columns) *
-                      static_cast<double>(p.depth) / kWorkPerThread;
-  return static_cast<int>(std::clamp(work, 1.0, static_cast<double>(x.threads())));
+                      static_cast<double>(p.depth);
+  return work < static_cast<double>(kWorkForTeam) ? 1 : x.threads();
 }
 
 /// Elements of the three pieces of scratch memory.
