@@ -2,14 +2,37 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace gradus {
 
-TensorPiece piece_of(const Parameter& parameter, const Tensor& like_value) {
-  TensorPiece piece = TensorPiece::whole(parameter.logical(like_value));
-  if (parameter.spec.cut != TpCut::none) {
-    piece.begin[parameter.spec.cut == TpCut::columns ? 1 : 0] = parameter.row_begin;
+std::vector<TensorPiece> pieces_of(const Parameter& parameter, int64_t first,
+                                   const Tensor& values) {
+  const ParamSpec& spec = parameter.spec;
+  if (values.numel() == 0) return {};
+  if (spec.cut != TpCut::columns) {
+    // Whole rows: consecutive in the logical tensor too, up to where padding begins.
+    const int64_t columns = spec.shape.numel() / spec.shape[0];
+    const int64_t row = spec.cut == TpCut::rows ? parameter.row_begin : 0;
+    const int64_t begin = row * columns + first;
+    const int64_t count = std::min(values.numel(), spec.shape.numel() - begin);
+    if (count <= 0) return {};
+    return {TensorPiece::range(begin, values.slice(0, 0, count))};
   }
-  return piece;
+  const int64_t columns = parameter.value.size(1);
+  std::vector<TensorPiece> pieces;
+  for (int64_t begin = first; begin < first + values.numel();) {
+    // The end of a row, then whole rows, then the beginning of one.
+    const int64_t column = begin % columns;
+    const int64_t left = first + values.numel() - begin;
+    const int64_t rows = column == 0 && left >= columns ? left / columns : 1;
+    const int64_t width = rows > 1 ? columns : std::min(left, columns - column);
+    const Tensor part = values.slice(0, begin - first, rows * width).reshape({rows, width});
+    pieces.push_back(
+        TensorPiece::box({begin / columns, parameter.row_begin + column}, part));
+    begin += rows * width;
+  }
+  return pieces;
 }
 
 std::string problem_of(const ConstTensorPiece& piece, const Shape& shape) {

@@ -35,9 +35,10 @@ struct BasicTensorPiece {
 using TensorPiece = BasicTensorPiece<false>;
 using ConstTensorPiece = BasicTensorPiece<true>;
 
-/// The logical part of a parameter, or of a tensor shaped like it (a gradient, a moment of Adam),
-/// that this rank holds; padding rows cut off.
-TensorPiece piece_of(const Parameter& parameter, const Tensor& like_value);
+/// The logical part of elements [first, first + n) of a parameter's memory on this rank, which
+/// `values` (n) holds: none where all of it is padding, else a range, or up to three boxes.
+std::vector<TensorPiece> pieces_of(const Parameter& parameter, int64_t first,
+                                   const Tensor& values);
 
 /// A tensor to be written: what the file declares, and the parts of it that are here. The parts of
 /// all ranks together cover it exactly.

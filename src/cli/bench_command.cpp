@@ -14,7 +14,7 @@
 #include "core/error.h"
 #include "core/rng.h"
 #include "kernels/implementation.h"
-#include "parallel/self_communicator.h"
+#include "parallel/parallelism.h"
 #include "train/run_data.h"
 #include "train/step.h"
 #include "train/training_model.h"
@@ -37,26 +37,30 @@ void fill_random(const Tensor& ids, int64_t vocabulary, uint64_t site) {
   }
 }
 
-/// Times whole optimizer steps; prints one JSON object.
+/// The largest of the ranks' values.
+double largest(Executor& x, Communicator& world, double value) {
+  const Tensor agreed(&value, DType::fp64, Device::cpu, {1});
+  world.all_reduce(x, agreed, agreed, ReduceOp::max).wait(x);
+  return value;
+}
+
+/// Times whole optimizer steps; the first rank prints one JSON object.
 int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
-  require_one_rank(bootstrap, "bench step");
   const Config config = arguments.config.load();
-  if (config.parallel.tp != 1) {
-    throw ConfigError("gradus bench step times one rank: set parallel.tp=1");
-  }
+  const ParallelConfig& layout = config.parallel;
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
-  SelfCommunicator self("tp", 0, bootstrap);
-  TensorParallel tp(self, false);
-  TrainingModel model(config, run_vocabulary(config), x, tp);
-  model.allocate();
+  Mesh mesh(bootstrap, resolve_mesh(bootstrap.size(), layout.tp, layout.pp, layout.cp, layout.dp));
+  Parallelism parallel(mesh, {.sequence = layout.sequence, .zero = layout.zero});
+  TrainingModel model(config, run_vocabulary(config), x, parallel);
+  model.allocate(bootstrap.local_size());
   model.initialize(static_cast<uint64_t>(config.seed));
-  LayerHooks hooks;
-  Stepper stepper(config, model, hooks);
+  Stepper stepper(config, model);
   const Sizes& sizes = model.gpt().sizes();
   std::vector<double> seconds;
   StepState state;
   for (int64_t step = -arguments.warmup; step < arguments.steps; ++step) {
-    const auto site = static_cast<uint64_t>(step + arguments.warmup);
+    const auto site =
+        static_cast<uint64_t>((step + arguments.warmup) * mesh.shape().dp + mesh.at().dp);
     fill_random(model.tokens(), sizes.V, 2 * site);
     fill_random(model.targets(), sizes.V, 2 * site + 1);
     const auto begin = std::chrono::steady_clock::now();
@@ -64,6 +68,8 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     if (step >= 0) seconds.push_back(took.count());
   }
+  const double peak = largest(x, mesh.world(), static_cast<double>(peak_resident_memory()));
+  if (bootstrap.rank() != 0) return 0;
   std::ranges::sort(seconds);
   const double median = seconds[seconds.size() / 2];
   const auto tokens = static_cast<double>(config.train.global_batch * sizes.T);
@@ -75,7 +81,9 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
       {"step_ms_max", 1e3 * seconds.back()},
       {"steps", arguments.steps},
       {"gflops", training_flops(sizes, static_cast<int64_t>(tokens)) / median * 1e-9},
-      {"peak_bytes", peak_resident_memory()},
+      {"ranks", bootstrap.size()},
+      {"layout", describe(parallel)},
+      {"peak_bytes", static_cast<int64_t>(peak)},
       {"arena_bytes", model.arena().plan().total_bytes()},
       {"loss", state.loss},
       {"precision", to_string(config.train.precision)},
@@ -126,7 +134,7 @@ void add_bench(CLI::App& program, Action& action) {
 
   auto step = std::make_shared<StepArguments>();
   CLI::App* step_command = command->add_subcommand(
-      "step", "Time whole optimizer steps on random tokens; one JSON object on the output");
+      "step", "Time whole optimizer steps on random tokens, on all ranks; one JSON object on the output");
   step->config.add_to(*step_command);
   step_command->add_option("--steps", step->steps, "Steps to time; the median is reported")
       ->capture_default_str()

@@ -2,6 +2,8 @@
 
 #include <cstdio>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
@@ -11,22 +13,69 @@
 namespace gradus::cli {
 namespace {
 
-int plan(Bootstrap& bootstrap, const ConfigArguments& arguments) {
+struct PlanArguments {
+  ConfigArguments config;
+  int ranks = 0;  ///< 0: what the configuration's layout says
+};
+
+/// The layout on so many ranks; dp auto is 1 unless --ranks says how many there are.
+MeshShape planned_mesh(const ParallelConfig& layout, int ranks) {
+  if (ranks > 0) return resolve_mesh(ranks, layout.tp, layout.pp, layout.cp, layout.dp);
+  const int64_t all = layout.pp * layout.dp.value_or(1) * layout.cp * layout.tp;
+  return resolve_mesh(static_cast<int>(all), layout.tp, layout.pp, layout.cp, layout.dp);
+}
+
+void print_stages(const std::vector<std::string>& stages) {
+  if (stages.size() < 2) return;
+  for (const std::string& stage : stages) fmt::print("{}\n", stage);
+  fmt::print("\n");
+}
+
+int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
   require_one_rank(bootstrap, "plan");
-  const Config config = arguments.load();
+  const Config config = arguments.config.load();
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
-  TensorParallel tp(0, static_cast<int>(config.parallel.tp), config.parallel.sequence);
-  TrainingModel model(config, run_vocabulary(config), x, tp);
-  const std::unique_ptr<MemoryPlan> memory = model.plan();
+  const MeshShape mesh = planned_mesh(config.parallel, arguments.ranks);
+  const int64_t vocabulary = run_vocabulary(config);
+
+  // Ranks of one stage need the same; the stage that needs the most is shown in full.
+  std::unique_ptr<MemoryPlan> largest;
+  std::vector<std::string> stages;
+  for (int stage = 0; stage < mesh.pp; ++stage) {
+    Parallelism parallel(mesh, {.pp = stage},
+                         {.sequence = config.parallel.sequence, .zero = config.parallel.zero});
+    TrainingModel model(config, vocabulary, x, parallel);
+    std::unique_ptr<MemoryPlan> memory = model.plan();
+    const PipelineStage& part = model.gpt().stage();
+    stages.push_back(fmt::format(
+        "stage {}: layers {} to {}{}{}, {} micro-batches in flight, {}", stage, part.first_layer,
+        part.end_layer - 1, part.first ? ", embeddings" : "", part.last ? ", head" : "",
+        model.gpt().options().slots, format_bytes(memory->total_bytes())));
+    if (largest == nullptr || memory->total_bytes() > largest->total_bytes()) {
+      largest = std::move(memory);
+    }
+  }
+  Parallelism parallel(mesh, {},
+                       {.sequence = config.parallel.sequence, .zero = config.parallel.zero});
+  const TrainingModel model(config, vocabulary, x, parallel);
   const Sizes& sizes = model.gpt().sizes();
   const int64_t tokens = config.train.global_batch * sizes.T;
 
-  fmt::print("{}\n", memory->table());
+  if (mesh.size() > 1) fmt::print("{}\n", describe(parallel));
+  print_stages(stages);
+  fmt::print("{}\n", largest->table());
   fmt::print("parameters       {:>16}\n", model.parameters().logical_numel());
-  fmt::print("tokens a step    {:>16}   ({} micro-batch{} of {} x {})\n", tokens,
-             model.micro_batches(), model.micro_batches() == 1 ? "" : "es", sizes.B, sizes.T);
+  fmt::print("tokens a step    {:>16}   ({} micro-batch{} of {} x {}{})\n", tokens,
+             model.micro_batches(), model.micro_batches() == 1 ? "" : "es", sizes.B, sizes.T,
+             mesh.dp > 1 ? fmt::format(" on each of {} replicas", mesh.dp) : "");
   fmt::print("FLOPs a step     {:>16.4e}   (forward and backward, recomputation not counted)\n",
              training_flops(sizes, tokens));
+  if (mesh.pp > 1) {
+    const double bubble =
+        static_cast<double>(mesh.pp - 1) / static_cast<double>(model.micro_batches() + mesh.pp - 1);
+    fmt::print("pipeline bubble  {:>15.1f}%   of a step ({} stages, {} micro-batches)\n",
+               100.0 * bubble, mesh.pp, model.micro_batches());
+  }
   fmt::print("memory available {:>16}   on this machine now\n", format_bytes(available_memory()));
   return 0;
 }
@@ -34,11 +83,13 @@ int plan(Bootstrap& bootstrap, const ConfigArguments& arguments) {
 }  // namespace
 
 void add_plan(CLI::App& program, Action& action) {
-  auto arguments = std::make_shared<ConfigArguments>();
+  auto arguments = std::make_shared<PlanArguments>();
   CLI::App* command = program.add_subcommand(
       "plan",
       "Show what a run will allocate, by name, and what a step computes; allocates nothing");
-  arguments->add_to(*command);
+  arguments->config.add_to(*command);
+  command->add_option("--ranks", arguments->ranks, "Ranks to plan for, where parallel.dp is auto")
+      ->check(CLI::PositiveNumber);
   command->callback([arguments, &action] {
     action = [arguments](Bootstrap& bootstrap) { return plan(bootstrap, *arguments); };
   });

@@ -11,7 +11,7 @@
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
 #include "core/error.h"
-#include "parallel/mesh.h"
+#include "parallel/parallelism.h"
 #include "train/trainer.h"
 
 namespace gradus::cli {
@@ -50,30 +50,17 @@ spdlog::logger make_log(const Bootstrap& bootstrap) {
   return log;
 }
 
-/// The mesh of the job's ranks, as far as this build trains on it.
-MeshShape mesh_shape(const Bootstrap& bootstrap, const ParallelConfig& parallel) {
-  const MeshShape shape =
-      resolve_mesh(bootstrap.size(), parallel.tp, parallel.pp, parallel.cp, parallel.dp);
-  if (shape.dp > 1 || shape.pp > 1 || shape.cp > 1) {
-    throw ConfigError(
-        "{} ranks make {}, and this build trains with tensor parallelism alone: set "
-        "parallel.tp={} or start fewer ranks",
-        bootstrap.size(), to_string(shape), bootstrap.size());
-  }
-  return shape;
-}
-
 int train(Bootstrap& bootstrap, const std::string& program, const ConfigArguments& arguments) {
   const Config config = arguments.load();
   spdlog::logger log = make_log(bootstrap);
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
-  Mesh mesh(bootstrap, mesh_shape(bootstrap, config.parallel));
-  TensorParallel tp(mesh.tp(), config.parallel.sequence);
+  const ParallelConfig& layout = config.parallel;
+  Mesh mesh(bootstrap, resolve_mesh(bootstrap.size(), layout.tp, layout.pp, layout.cp, layout.dp));
+  Parallelism parallel(mesh, {.sequence = layout.sequence, .zero = layout.zero});
   Trainer trainer({.config = config,
                    .resume_command = resume_command(bootstrap, program, arguments, config),
-                   .world = &mesh.world(),
                    .local_ranks = bootstrap.local_size()},
-                  x, tp, log);
+                  x, parallel, log);
   if (trainer.run() == Trainer::Outcome::finished) {
     log.info("done. To see what it learned: {} generate {}", shell_word(program),
              shell_word(config.run.dir));

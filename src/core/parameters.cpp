@@ -41,53 +41,76 @@ Tensor Parameter::logical(const Tensor& like_value) const {
   return like_value.slice(0, 0, std::clamp<int64_t>(spec.shape[0] - begin, 0, held));
 }
 
-Parameters::Parameters(std::vector<ParamSpec> specs, const Options& options) : options_(options) {
-  int last_bucket = 0;
-  for (const ParamSpec& spec : specs) last_bucket = std::max(last_bucket, spec.bucket);
-  for (int b = 0; b <= last_bucket; ++b) {
+ElementRange ElementRange::intersect(const ElementRange& other) const {
+  const int64_t first = std::max(begin, other.begin);
+  return {first, std::max(first, std::min(end, other.end))};
+}
+
+Parameters::Parameters(std::vector<ParamSpec> specs, const Options& options)
+    : options_(options), table_(std::move(specs)) {
+  int last = 0;
+  for (const ParamSpec& spec : table_) last = std::max(last, spec.bucket);
+  for (int index = 0; index <= last; ++index) {
     Bucket bucket;
-    bucket.name = bucket_name(b, last_bucket);
-    // Decayed before not decayed, cut before replicated; entries that are packed stay together.
-    using Key = std::tuple<bool, bool>;
-    for (const Key& key :
-         {Key{true, false}, Key{true, true}, Key{false, false}, Key{false, true}}) {
-      BucketSection section;
-      section.begin = section.end = align_up(bucket.numel, kSectionAlignment);
-      std::tie(section.decay, section.replicated) = key;
-      for (const ParamSpec& spec : specs) {
-        if (spec.bucket != b || Key{spec.decay, spec.cut == TpCut::none} != key) continue;
-        Parameter parameter;
-        parameter.spec = spec;
-        const Shape shape = local_shape(spec, options.tp_size);
-        parameter.offset = spec.packed ? section.end : align_up(section.end, kParameterAlignment);
-        if (spec.cut != TpCut::none) {
-          parameter.row_begin = options.tp_rank * shape[spec.cut == TpCut::rows ? 0 : 1];
-        }
-        parameter.value = Tensor(nullptr, options.precision.param, Device::cpu, shape);
-        section.end = parameter.offset + shape.numel();
-        bucket.parameters.push_back(parameters_.size());
-        parameters_.push_back(std::move(parameter));
-      }
-      if (section.end > section.begin) {
-        bucket.numel = section.end;
-        bucket.sections.push_back(section);
-      }
+    bucket.name = bucket_name(index, last);
+    if (!options_.holdings.empty()) {
+      bucket.holding = options_.holdings.at(static_cast<size_t>(index));
     }
-    bucket.numel = align_up(bucket.numel, kSectionAlignment);
+    if (bucket.holding != Holding::none) lay_out(bucket, index);
     buckets_.push_back(std::move(bucket));
   }
 }
 
+void Parameters::lay_out(Bucket& bucket, int index) {
+  // Decayed before not decayed, cut before replicated; entries that are packed stay together.
+  using Key = std::tuple<bool, bool>;
+  for (const Key& key : {Key{true, false}, Key{true, true}, Key{false, false}, Key{false, true}}) {
+    BucketSection section;
+    ElementRange& range = section.range;
+    range.begin = range.end = align_up(bucket.numel, kSectionAlignment);
+    std::tie(section.decay, section.replicated) = key;
+    for (const ParamSpec& spec : table_) {
+      if (spec.bucket != index || Key{spec.decay, spec.cut == TpCut::none} != key) continue;
+      Parameter parameter;
+      parameter.spec = spec;
+      const Shape shape = local_shape(spec, options_.tp_size);
+      parameter.offset = spec.packed ? range.end : align_up(range.end, kParameterAlignment);
+      if (spec.cut != TpCut::none) {
+        parameter.row_begin = options_.tp_rank * shape[spec.cut == TpCut::rows ? 0 : 1];
+      }
+      parameter.value = Tensor(nullptr, options_.precision.param, Device::cpu, shape);
+      range.end = parameter.offset + shape.numel();
+      bucket.parameters.push_back(parameters_.size());
+      parameters_.push_back(std::move(parameter));
+    }
+    if (range.empty()) continue;
+    bucket.numel = range.end;
+    bucket.sections.push_back(section);
+  }
+  bucket.numel = align_up(bucket.numel, kSectionAlignment * options_.dp_size);
+  bucket.shard = {0, bucket.numel};
+  if (options_.sharding != Sharding::none) {
+    const int64_t part = bucket.numel / options_.dp_size;
+    bucket.shard = {options_.dp_rank * part, (options_.dp_rank + 1) * part};
+  }
+}
+
 void Parameters::declare(TensorVisitor& visitor) {
-  for (Bucket& bucket : buckets_) {
+  for (size_t index = 0; index < buckets_.size(); ++index) {
+    Bucket& bucket = buckets_[index];
+    if (bucket.holding == Holding::none) continue;
     bucket.value = visitor.declare(bucket.name + ".weights", options_.precision.param,
                                    {bucket.numel}, Lifetime::persistent());
     if (options_.gradients) {
-      bucket.grad = visitor.declare(bucket.name + ".gradients", options_.precision.gradient,
-                                    {bucket.numel}, Lifetime::persistent());
+      bucket.grad = declare_gradients(visitor, bucket, index);
+      bucket.grad_shard =
+          options_.sharding == Sharding::gradients
+              ? visitor.declare(bucket.name + ".gradient_shard", options_.precision.gradient,
+                                {bucket.shard.numel()}, Lifetime::persistent())
+              : bucket.grad.slice(0, bucket.shard.begin, bucket.shard.numel());
     }
-    for (const size_t index : bucket.parameters) {
-      Parameter& parameter = parameters_[index];
+    for (const size_t i : bucket.parameters) {
+      Parameter& parameter = parameters_[i];
       const char* name = parameter.spec.name.c_str();
       const Shape shape = parameter.value.shape();
       const auto view = [&](const Tensor& flat) {
@@ -97,6 +120,21 @@ void Parameters::declare(TensorVisitor& visitor) {
       if (options_.gradients) parameter.grad = view(bucket.grad);
     }
   }
+}
+
+/// Of a bucket's own, or, where only shards are kept, one of two that blocks take turns in: while
+/// one block's gradients travel, the next block's are computed.
+Tensor Parameters::declare_gradients(TensorVisitor& visitor, const Bucket& bucket, size_t index) {
+  const bool block = index > 0 && index + 1 < buckets_.size();
+  const bool in_turns = options_.sharding == Sharding::gradients && block;
+  if (in_turns && index > 2 && buckets_[index - 2].grad.defined() &&
+      buckets_[index - 2].numel == bucket.numel) {
+    return buckets_[index - 2].grad;
+  }
+  const std::string name =
+      in_turns ? fmt::format("block_gradients.{}", index % 2) : bucket.name + ".gradients";
+  return visitor.declare(name, options_.precision.gradient, {bucket.numel},
+                         Lifetime::persistent());
 }
 
 const Parameter* Parameters::find(std::string_view name) const {
@@ -111,13 +149,13 @@ const Parameter* Parameters::find(std::string_view name) const {
 
 const Parameter& Parameters::operator[](std::string_view name) const {
   const Parameter* parameter = find(name);
-  if (parameter == nullptr) throw Error(fmt::format("the model has no parameter {}", name));
+  if (parameter == nullptr) throw Error(fmt::format("this rank has no parameter {}", name));
   return *parameter;
 }
 
 int64_t Parameters::logical_numel() const {
   int64_t count = 0;
-  for (const Parameter& parameter : parameters_) count += parameter.spec.shape.numel();
+  for (const ParamSpec& spec : table_) count += spec.shape.numel();
   return count;
 }
 

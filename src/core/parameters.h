@@ -51,14 +51,38 @@ struct Parameter {
   int64_t numel() const { return value.numel(); }
 };
 
+/// Elements [begin, end) of a flat tensor.
+struct ElementRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+
+  int64_t numel() const { return end - begin; }
+  bool empty() const { return end <= begin; }
+  /// What both have; empty where they do not meet.
+  ElementRange intersect(const ElementRange& other) const;
+};
+
 /// A run of a bucket's elements that are treated alike.
 struct BucketSection {
-  int64_t begin = 0;  ///< a multiple of kSectionAlignment elements
-  int64_t end = 0;    ///< of the elements that belong to parameters
+  ElementRange range;  ///< begins at a multiple of kSectionAlignment; ends with the last parameter
   bool decay = false;
   /// The same on every rank of tp: counted once in norms; under sequence parallelism each rank's
   /// tokens give a part of the gradient, and the parts are summed.
   bool replicated = false;
+};
+
+/// Whether a pipeline stage has a bucket.
+enum class Holding : uint8_t {
+  none,
+  owner,
+  replica,  ///< an earlier stage has it too; gradients are summed, norms and checkpoints leave it out
+};
+
+/// What data-parallel replicas divide among themselves (arXiv:1910.02054).
+enum class Sharding : uint8_t {
+  none,       ///< nothing: every replica updates all weights
+  optimizer,  ///< optimizer state: each updates its shard
+  gradients,  ///< and the gradients that are kept between micro-batches
 };
 
 /// All parameters of one layer, one after another in one flat buffer, so that a layer's gradients
@@ -66,14 +90,21 @@ struct BucketSection {
 /// stay so.
 struct Bucket {
   std::string name;
-  int64_t numel = 0;
+  Holding holding = Holding::owner;
+  int64_t numel = 0;   ///< 0 where it is not held
+  ElementRange shard;  ///< what this replica's optimizer updates: equal parts, or everything
   std::vector<BucketSection> sections;
   std::vector<size_t> parameters;  ///< indices
   Tensor value;                    ///< (numel) in the parameter dtype
-  Tensor grad;  ///< (numel) in the gradient dtype; undefined where nothing is trained
+  /// (numel) in the gradient dtype, what backward adds to; undefined where nothing is trained. With
+  /// Sharding::gradients blocks take turns in the same memory.
+  Tensor grad;
+  /// (shard) the gradients that the optimizer reads: a view of grad, or memory of its own with
+  /// Sharding::gradients.
+  Tensor grad_shard;
 };
 
-/// Sections start at multiples of this; it is kernels/optimizer.h's kNormChunk.
+/// Sections start at multiples of this, and shards too; it is kernels/optimizer.h's kNormChunk.
 inline constexpr int64_t kSectionAlignment = 1024;
 
 /// The parameters of a model on this rank.
@@ -83,20 +114,29 @@ class Parameters {
     Precision precision;
     int64_t tp_rank = 0;
     int64_t tp_size = 1;
+    int64_t dp_rank = 0;
+    int64_t dp_size = 1;
+    Sharding sharding = Sharding::none;
+    std::vector<Holding> holdings = {};  ///< by bucket; none given: all are this rank's
     bool gradients = true;
   };
-  /// Lays the table out. Throws ShapeError when a cut does not divide.
+  /// Lays out what this rank holds of the table. Buckets are padded to whole shards whatever the
+  /// sharding. Throws ShapeError when a cut does not divide.
   Parameters(std::vector<ParamSpec> specs, const Options& options);
 
   void declare(TensorVisitor& visitor);
 
+  /// The whole model's, in the order of the computation.
+  const std::vector<ParamSpec>& table() const { return table_; }
+  /// Those held here.
   const std::vector<Parameter>& all() const { return parameters_; }
   const std::vector<Bucket>& buckets() const { return buckets_; }
   const Precision& precision() const { return options_.precision; }
+  Sharding sharding() const { return options_.sharding; }
   bool has(std::string_view name) const { return find(name) != nullptr; }
-  /// Throws Error when there is none of that logical name (tied names included).
+  /// Throws Error when this rank holds none of that logical name (tied names included).
   const Parameter& operator[](std::string_view name) const;
-  /// Elements of all logical tensors; tied weights once.
+  /// Elements of the whole model's logical tensors; tied weights once.
   int64_t logical_numel() const;
 
   /// The matrix made of `count` entries of which all but the first are packed: (Σ rows, columns),
@@ -106,7 +146,11 @@ class Parameters {
  private:
   const Parameter* find(std::string_view name) const;
 
+  void lay_out(Bucket& bucket, int index);
+  Tensor declare_gradients(TensorVisitor& visitor, const Bucket& bucket, size_t index);
+
   Options options_;
+  std::vector<ParamSpec> table_;
   std::vector<Parameter> parameters_;
   std::vector<Bucket> buckets_;
 };

@@ -46,8 +46,8 @@ Generator::Generator(const std::filesystem::path& path, Executor& x, TensorParal
 
   std::vector<TensorDestination> weights;
   for (const Parameter& parameter : parameters_->all()) {
-    weights.push_back(
-        {parameter.spec.name, parameter.spec.shape, {piece_of(parameter, parameter.value)}});
+    weights.push_back({parameter.spec.name, parameter.spec.shape,
+                       pieces_of(parameter, 0, parameter.value.reshape({-1}))});
   }
   checkpoint.load_model(weights);
 }

@@ -22,6 +22,16 @@ void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
   x.completed(kName, {partials});
 }
 
+void sum_partials(Executor& x, Tensor out, ConstTensor partials) {
+  constexpr const char* kName = "sum_partials";
+  require_contiguous(kName, x, {out, partials});
+  require_dtype(kName, "out", out, DType::fp64);
+  require_shape(kName, "out", out, {1});
+  require_dtype(kName, "partials", partials, DType::fp64);
+  cpu::sum_partials(out, partials);
+  x.completed(kName, {out});
+}
+
 void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor loss,
                  const StepDecision& decision) {
   constexpr const char* kName = "decide_step";

@@ -13,6 +13,9 @@ inline constexpr int64_t kNormChunk = 1024;
 /// (ceil(n / kNormChunk)). Deterministic: chunks are summed in a fixed order whatever the threads.
 void sum_of_squares(Executor& x, Tensor partials, ConstTensor in);
 
+/// out (1) = Σ partials, added in index order. fp64.
+void sum_partials(Executor& x, Tensor out, ConstTensor partials);
+
 struct StepDecision {
   double clip_norm = 0.0;  ///< 0: do not clip
   double lr = 0.0;         ///< of this step

@@ -51,67 +51,80 @@ Gpt::Gpt(const Options& options, TensorParallel& tp)
     : options_(options),
       tp_(tp),
       sizes_(gpt_sizes(options, tp)),
+      stage_(options.stage.value_or(whole_model(options.model))),
       attention_{.kind = options.model.attention, .heads_tp = sizes_.H_tp, .keep = options.keep} {}
+
+void Gpt::bind(const Parameters& parameters) {
+  const bool backward = options_.keep != Keep::nothing;
+  const bool bias = options_.model.bias;
+  const auto bind_all = [&](EmbeddingParams& embedding, std::vector<BlockParams>& blocks,
+                            HeadParams& head, Tensor Parameter::*view) {
+    if (stage_.first) embedding = EmbeddingParams::bind(parameters, view);
+    blocks.clear();
+    for (int64_t l = stage_.first_layer; l < stage_.end_layer; ++l) {
+      blocks.push_back(BlockParams::bind(parameters, l, bias, view));
+    }
+    if (stage_.last) head = HeadParams::bind(parameters, bias, view);
+  };
+  bind_all(embedding_, blocks_, head_, &Parameter::value);
+  if (backward) bind_all(d_embedding_, d_blocks_, d_head_, &Parameter::grad);
+}
 
 void Gpt::declare(TensorVisitor& visitor, const Parameters& parameters, const Executor& x) {
   const Sizes& s = sizes_;
   const Precision& precision = options_.precision;
-  const bool bias = options_.model.bias;
   const bool sequence = tp_.sequence_parallel();
   const bool backward = options_.keep != Keep::nothing;
+  bind(parameters);
 
-  embedding_ = EmbeddingParams::bind(parameters, &Parameter::value);
-  head_ = HeadParams::bind(parameters, bias, &Parameter::value);
-  blocks_.clear();
-  for (int64_t l = 0; l < s.L; ++l) {
-    blocks_.push_back(BlockParams::bind(parameters, l, bias, &Parameter::value));
-  }
-  if (backward) {
-    d_embedding_ = EmbeddingParams::bind(parameters, &Parameter::grad);
-    d_head_ = HeadParams::bind(parameters, bias, &Parameter::grad);
-    d_blocks_.clear();
-    for (int64_t l = 0; l < s.L; ++l) {
-      d_blocks_.push_back(BlockParams::bind(parameters, l, bias, &Parameter::grad));
-    }
-  }
-
-  // Without backward the residual stream is one tensor that every block updates in place.
   LayerTensors layers(visitor);
-  const Lifetime stream = backward
-                              ? Lifetime::saved()
-                              : Lifetime::transient({{instant::kEmbedding, instant::kHeadEnd}});
-  const Shape residual_shape{s.B, s.T_part, s.C};
-  layers.begin_layer("embedding");
-  embedded_ = layers.declare("residual", precision.residual, residual_shape, stream);
-  embedded_full_ =
-      sequence ? layers.declare("embedded_full", precision.residual, {s.B, s.T, s.C},
-                                Lifetime::transient({{instant::kEmbedding, instant::kEmbedding}}))
-               : embedded_;
-  acts_.assign(static_cast<size_t>(s.L), {});
-  Tensor in = embedded_;
-  for (int64_t l = 0; l < s.L; ++l) {
-    BlockActs& a = acts_[static_cast<size_t>(l)];
-    layers.begin_layer(fmt::format("block.{}", l));
-    a.attention.in_part = in;
-    a.declare(layers, s, precision, options_.keep, sequence);
-    a.out_part = layers.declare("residual", precision.residual, residual_shape, stream);
-    in = a.out_part;
+  slots_.assign(static_cast<size_t>(options_.slots), {});
+  for (int64_t i = 0; i < options_.slots; ++i) {
+    declare_slot(layers, slots_[static_cast<size_t>(i)], i);
   }
-  head_acts_.declare(visitor, s, precision, tp_, backward);
+  const auto full_residual = [&](const char* name, int instant) {
+    return visitor.declare(name, precision.residual, {s.B, s.T, s.C},
+                           Lifetime::transient({{instant, instant}}));
+  };
+  if (stage_.first && sequence) embedded_full_ = full_residual("embedded_full", instant::kEmbedding);
+  if (stage_.last) head_acts_.declare(visitor, s, precision, tp_, backward);
   if (backward) {
     d_residual_ =
-        visitor.declare("d_residual", precision.residual, residual_shape,
+        visitor.declare("d_residual", precision.residual, {s.B, s.T_part, s.C},
                         Lifetime::transient({{instant::kHead, instant::kEmbeddingBackward}}));
-    d_residual_full_ =
-        sequence
-            ? visitor.declare(
-                  "d_embedded_full", precision.residual, {s.B, s.T, s.C},
-                  Lifetime::transient({{instant::kEmbeddingBackward, instant::kEmbeddingBackward}}))
-            : d_residual_;
+    d_residual_full_ = stage_.first && sequence
+                           ? full_residual("d_embedded_full", instant::kEmbeddingBackward)
+                           : d_residual_;
     layers.begin_layer("gradients");
     d_acts_.declare_gradients(layers, s, precision, sequence);
   }
   declare_scratch(visitor, x);
+}
+
+void Gpt::declare_slot(LayerTensors& layers, Slot& slot, int64_t index) const {
+  const Sizes& s = sizes_;
+  // Without backward the residual stream is one tensor that every block updates in place.
+  const Lifetime stream = options_.keep != Keep::nothing
+                              ? Lifetime::saved()
+                              : Lifetime::transient({{instant::kEmbedding, instant::kHeadEnd}});
+  const auto begin_layer = [&](const std::string& name) {
+    layers.begin_layer(options_.slots == 1 ? name : fmt::format("slot.{}.{}", index, name));
+  };
+  const auto residual = [&] {
+    return layers.declare("residual", options_.precision.residual, {s.B, s.T_part, s.C}, stream);
+  };
+  begin_layer(stage_.first ? "embedding" : "input");
+  slot.in = residual();
+  Tensor in = slot.in;
+  for (int64_t l = stage_.first_layer; l < stage_.end_layer; ++l) {
+    begin_layer(fmt::format("block.{}", l));
+    BlockActs a;
+    a.attention.in_part = in;
+    a.declare(layers, s, options_.precision, options_.keep, tp_.sequence_parallel());
+    a.out_part = residual();
+    in = a.out_part;
+    slot.acts.push_back(a);
+  }
 }
 
 void Gpt::declare_scratch(TensorVisitor& visitor, const Executor& x) const {
@@ -124,11 +137,13 @@ void Gpt::declare_scratch(TensorVisitor& visitor, const Executor& x) const {
   declare("proj", matmul_scratch(x, s.rows(), s.C_tp, s.C, act));
   declare("up", matmul_scratch(x, s.rows(), s.C, s.F_tp, act));
   declare("down", matmul_scratch(x, s.rows(), s.F_tp, s.C, act));
-  // Chunks of logits come in two sizes: whole ones and the rest.
-  const int64_t chunk = head_chunk_rows(s);
-  declare("head", matmul_scratch(x, chunk, s.C, s.V_tp, act));
-  if (s.rows() % chunk != 0) {
-    declare("head_rest", matmul_scratch(x, s.rows() % chunk, s.C, s.V_tp, act));
+  if (stage_.last) {
+    // Chunks of logits come in two sizes: whole ones and the rest.
+    const int64_t chunk = head_chunk_rows(s);
+    declare("head", matmul_scratch(x, chunk, s.C, s.V_tp, act));
+    if (s.rows() % chunk != 0) {
+      declare("head_rest", matmul_scratch(x, s.rows() % chunk, s.C, s.V_tp, act));
+    }
   }
   declare("attention", attention_scratch(x, attention_.kind, s.T, s.T, s.D, act));
   declare("layernorm", layernorm_scratch(x, s.C, act));
@@ -142,60 +157,75 @@ DropoutSites Gpt::local(const DropoutSites& dropout) const {
   return sites;
 }
 
-void Gpt::blocks_forward(Executor& x, const MicroBatch& batch, LayerHooks& hooks) {
-  const DropoutSites dropout = local(batch.dropout);
-  hooks.acquire(0);
-  embedding_forward(x, embedded_, embedded_full_, batch.tokens, embedding_, 0, dropout, tp_);
-  hooks.release(0);
-  for (int64_t l = 0; l < sizes_.L; ++l) {
-    const auto i = static_cast<size_t>(l);
-    const int bucket = static_cast<int>(1 + l);
-    hooks.acquire(bucket);
-    block_forward(x, acts_[i], blocks_[i], attention_, dropout, l, tp_);
-    hooks.release(bucket);
-  }
-}
-
 /// A tied head reads the token embedding's weights, which lie in bucket 0.
 void Gpt::acquire_head(LayerHooks& hooks) const {
-  if (options_.model.tied_embeddings) hooks.acquire(0);
+  if (reads_embedding()) hooks.acquire(0);
   hooks.acquire(head_bucket());
 }
 
 void Gpt::release_head(LayerHooks& hooks) const {
   hooks.release(head_bucket());
-  if (options_.model.tied_embeddings) hooks.release(0);
+  if (reads_embedding()) hooks.release(0);
 }
 
 void Gpt::forward(Executor& x, const MicroBatch& batch, LayerHooks& hooks) {
-  blocks_forward(x, batch, hooks);
+  forward_stage(x, batch, hooks, 0);
+  if (!stage_.last) return;
   acquire_head(hooks);
-  head_forward(x, batch.loss_sum, head_acts_, head_, acts_.back().out_part, batch.targets, sizes_,
-               tp_);
+  head_forward(x, batch.loss_sum, head_acts_, head_, output(0), batch.targets, sizes_, tp_);
   release_head(hooks);
 }
 
 void Gpt::forward_backward(Executor& x, const MicroBatch& batch, LayerHooks& hooks) {
-  blocks_forward(x, batch, hooks);
+  forward_stage(x, batch, hooks, 0);
+  backward_stage(x, batch, hooks, 0);
+}
 
-  acquire_head(hooks);
-  head_forward_backward(x, batch.loss_sum, d_residual_, d_head_, head_acts_, head_,
-                        acts_.back().out_part, batch.targets, batch.gradient_scale, sizes_, tp_);
-  release_head(hooks);
-  hooks.gradients_ready(head_bucket());
-
+void Gpt::forward_stage(Executor& x, const MicroBatch& batch, LayerHooks& hooks, int64_t slot) {
+  Slot& s = slots_[static_cast<size_t>(slot)];
   const DropoutSites dropout = local(batch.dropout);
-  for (int64_t l = sizes_.L - 1; l >= 0; --l) {
-    const auto i = static_cast<size_t>(l);
-    const int bucket = static_cast<int>(1 + l);
-    hooks.acquire(bucket);
-    block_backward(x, d_residual_, d_acts_, d_blocks_[i], acts_[i], blocks_[i], attention_, dropout,
-                   l, tp_);
-    hooks.release(bucket);
-    hooks.gradients_ready(bucket);
+  if (stage_.first) {
+    hooks.acquire(0);
+    embedding_forward(x, s.in, tp_.sequence_parallel() ? embedded_full_ : s.in, batch.tokens,
+                      embedding_, 0, dropout, tp_);
+    hooks.release(0);
   }
-  embedding_backward(x, d_embedding_, d_residual_, d_residual_full_, batch.tokens, 0, dropout, tp_);
-  hooks.gradients_ready(0);
+  for (int64_t l = stage_.first_layer; l < stage_.end_layer; ++l) {
+    const auto i = static_cast<size_t>(l - stage_.first_layer);
+    hooks.acquire(bucket_of(l));
+    block_forward(x, s.acts[i], blocks_[i], attention_, dropout, l, tp_);
+    hooks.release(bucket_of(l));
+  }
+}
+
+void Gpt::backward_stage(Executor& x, const MicroBatch& batch, LayerHooks& hooks, int64_t slot) {
+  Slot& s = slots_[static_cast<size_t>(slot)];
+  const DropoutSites dropout = local(batch.dropout);
+  if (stage_.last) {
+    acquire_head(hooks);
+    hooks.gradients_begin(head_bucket());
+    if (reads_embedding()) hooks.gradients_begin(0);
+    head_forward_backward(x, batch.loss_sum, d_residual_, d_head_, head_acts_, head_, output(slot),
+                          batch.targets, batch.gradient_scale, sizes_, tp_);
+    release_head(hooks);
+    hooks.gradients_ready(head_bucket());
+    if (reads_embedding() && !stage_.first) hooks.gradients_ready(0);
+  }
+  for (int64_t l = stage_.end_layer - 1; l >= stage_.first_layer; --l) {
+    const auto i = static_cast<size_t>(l - stage_.first_layer);
+    hooks.acquire(bucket_of(l));
+    hooks.gradients_begin(bucket_of(l));
+    block_backward(x, d_residual_, d_acts_, d_blocks_[i], s.acts[i], blocks_[i], attention_,
+                   dropout, l, tp_);
+    hooks.release(bucket_of(l));
+    hooks.gradients_ready(bucket_of(l));
+  }
+  if (stage_.first) {
+    if (!reads_embedding()) hooks.gradients_begin(0);
+    embedding_backward(x, d_embedding_, d_residual_, d_residual_full_, batch.tokens, 0, dropout,
+                       tp_);
+    hooks.gradients_ready(0);
+  }
 }
 
 }  // namespace gradus

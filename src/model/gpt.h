@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "core/executor.h"
@@ -9,6 +11,7 @@
 #include "model/head.h"
 #include "model/layer_hooks.h"
 #include "model/model_config.h"
+#include "model/pipeline_stage.h"
 #include "model/sizes.h"
 #include "parallel/tensor_parallel.h"
 
@@ -23,9 +26,9 @@ struct MicroBatch {
   DropoutSites dropout;
 };
 
-/// A pre-LN GPT (GPT-2's architecture) with hand-written backward passes. It owns no memory:
-/// everything is declared to a visitor, and each layer's weights are reached between its hooks'
-/// calls.
+/// A pre-LN GPT (GPT-2's architecture) with hand-written backward passes, or one pipeline stage of
+/// it. It owns no memory: everything is declared to a visitor, and each layer's weights are reached
+/// between its hooks' calls.
 class Gpt {
  public:
   struct Options {
@@ -35,6 +38,8 @@ class Gpt {
     Keep keep = Keep::all;
     int64_t B = 1;
     int64_t T = 1;  ///< at most model.context
+    std::optional<PipelineStage> stage = {};  ///< none: the whole model
+    int64_t slots = 1;  ///< micro-batches between forward and backward at the same time
   };
   /// tp must outlive the model. Throws ShapeError or, when tp does not divide
   /// heads, MLP width or T, ConfigError with the arithmetic.
@@ -47,32 +52,56 @@ class Gpt {
   const Sizes& sizes() const { return sizes_; }
   const Options& options() const { return options_; }
 
-  /// loss_sum += only.
+  const PipelineStage& stage() const { return stage_; }
+
+  /// Everything forward: loss_sum += only.
   void forward(Executor& x, const MicroBatch& batch, LayerHooks& hooks);
-  /// loss_sum += and every parameter's gradient +=.
+  /// Both passes of one micro-batch: loss_sum += and every parameter's gradient +=.
   void forward_backward(Executor& x, const MicroBatch& batch, LayerHooks& hooks);
 
+  /// The two halves of these on a pipeline stage. Forward, from input(slot) (on the first stage:
+  /// from the batch's tokens) to output(slot).
+  void forward_stage(Executor& x, const MicroBatch& batch, LayerHooks& hooks, int64_t slot);
+  /// Backward of what forward_stage left in the slot: gradient() holds the gradient of output(slot)
+  /// (on the last stage it is made, with the loss) and becomes that of input(slot).
+  void backward_stage(Executor& x, const MicroBatch& batch, LayerHooks& hooks, int64_t slot);
+
+  /// (B, T_part, C) in the residual dtype.
+  const Tensor& input(int64_t slot) const { return slots_[static_cast<size_t>(slot)].in; }
+  const Tensor& output(int64_t slot) const {
+    return slots_[static_cast<size_t>(slot)].acts.back().out_part;
+  }
+  const Tensor& gradient() const { return d_residual_; }
+
  private:
+  /// What a micro-batch keeps from forward to backward.
+  struct Slot {
+    Tensor in;                    // (B, T_part, C): the first block's input
+    std::vector<BlockActs> acts;  // one a layer
+  };
+  void bind(const Parameters& parameters);
+  void declare_slot(LayerTensors& layers, Slot& slot, int64_t index) const;
   void declare_scratch(TensorVisitor& visitor, const Executor& x) const;
-  void blocks_forward(Executor& x, const MicroBatch& batch, LayerHooks& hooks);
   DropoutSites local(const DropoutSites& dropout) const;
   void acquire_head(LayerHooks& hooks) const;
   void release_head(LayerHooks& hooks) const;
-  int head_bucket() const { return static_cast<int>(1 + sizes_.L); }
+  bool reads_embedding() const { return stage_.last && options_.model.tied_embeddings; }
+  int bucket_of(int64_t layer) const { return static_cast<int>(1 + layer); }
+  int head_bucket() const { return bucket_of(sizes_.L); }
 
   Options options_;
   TensorParallel& tp_;
   Sizes sizes_;
+  PipelineStage stage_;
   AttentionLayerSpec attention_;
 
   EmbeddingParams embedding_, d_embedding_;
-  std::vector<BlockParams> blocks_, d_blocks_;
+  std::vector<BlockParams> blocks_, d_blocks_;  // of this stage's layers
   HeadParams head_, d_head_;
 
-  std::vector<BlockActs> acts_;  // one a layer; the saved ones of a micro-batch
+  std::vector<Slot> slots_;
   BlockActs d_acts_;
   HeadActs head_acts_;
-  Tensor embedded_;         // (B, T_part, C): the first block's input
   Tensor embedded_full_;    // (B, T, C)
   Tensor d_residual_;       // (B, T_part, C)
   Tensor d_residual_full_;  // (B, T, C)

@@ -12,6 +12,8 @@ class LayerHooks {
   virtual void acquire(int /*bucket*/) {}
   /// They will not be read again before the next acquire.
   virtual void release(int /*bucket*/) {}
+  /// Backward is about to add to the bucket's gradients.
+  virtual void gradients_begin(int /*bucket*/) {}
   /// The bucket's gradients of this micro-batch are complete.
   virtual void gradients_ready(int /*bucket*/) {}
 };

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "core/error.h"
 #include "kernels/elementwise.h"
 #include "kernels/optimizer.h"
 
@@ -12,18 +13,18 @@ static_assert(kSectionAlignment == kNormChunk,
 
 namespace {
 
-int64_t chunks(const BucketSection& section) {
-  return (section.end - section.begin + kNormChunk - 1) / kNormChunk;
-}
+int64_t chunks(const ElementRange& range) { return (range.numel() + kNormChunk - 1) / kNormChunk; }
 
-Tensor section_of(const Tensor& flat, const BucketSection& section) {
-  return flat.defined() ? flat.slice(0, section.begin, section.end - section.begin) : Tensor();
+/// `range` is in elements of the bucket, `shard` holds those from shard_begin on.
+Tensor part_of(const Tensor& shard, int64_t shard_begin, const ElementRange& range) {
+  return shard.defined() ? shard.slice(0, range.begin - shard_begin, range.numel()) : Tensor();
 }
 
 }  // namespace
 
-Optimizer::Optimizer(const OptimConfig& config, const Parameters& parameters, TensorParallel* tp)
-    : config_(config), parameters_(parameters), tp_(tp) {}
+Optimizer::Optimizer(const OptimConfig& config, const Parameters& parameters,
+                     Parallelism* parallel)
+    : config_(config), parameters_(parameters), parallel_(parallel) {}
 
 void Optimizer::declare(TensorVisitor& visitor) {
   const Precision& precision = parameters_.precision();
@@ -32,62 +33,88 @@ void Optimizer::declare(TensorVisitor& visitor) {
   int64_t partials = 0;
   for (const Bucket& bucket : parameters_.buckets()) {
     BucketState state;
-    const Shape shape{bucket.numel};
-    if (precision.separate_master()) {
-      state.master = visitor.declare(bucket.name + ".master", precision.master, shape, persistent);
+    if (bucket.holding != Holding::none) {
+      const auto declare_state = [&](const char* name) {
+        return visitor.declare(bucket.name + name, precision.master, {bucket.shard.numel()},
+                               persistent);
+      };
+      if (precision.separate_master()) state.master = declare_state(".master");
+      state.m = declare_state(".adam_m");
+      state.v = declare_state(".adam_v");
     }
-    state.m = visitor.declare(bucket.name + ".adam_m", precision.master, shape, persistent);
-    state.v = visitor.declare(bucket.name + ".adam_v", precision.master, shape, persistent);
     buckets_.push_back(state);
-    for (const BucketSection& section : bucket.sections) partials += chunks(section);
+    for (const BucketSection& section : bucket.sections) partials += chunks(section.range);
   }
   partials_ = visitor.declare("norm_partials", DType::fp64, {partials}, persistent);
+  const int64_t stages = parallel_ == nullptr ? 1 : parallel_->pp.stages();
+  stage_sums_ = visitor.declare("norm_of_stages", DType::fp64, {stages}, persistent);
   state_ = visitor.declare("step_state", DType::u8, {sizeof(StepState)}, persistent);
 }
 
 void Optimizer::reset(Executor& x) {
   // Padding rows and the gaps between parameters are never written again, and must be zero.
-  for (const Bucket& bucket : parameters_.buckets()) fill(x, bucket.value, 0.0);
+  for (const Bucket& bucket : parameters_.buckets()) {
+    if (bucket.value.defined()) fill(x, bucket.value, 0.0);
+  }
   for (const BucketState& state : buckets_) {
-    if (state.master.defined()) fill(x, state.master, 0.0);
-    fill(x, state.m, 0.0);
-    fill(x, state.v, 0.0);
+    for (const Tensor& tensor : {state.master, state.m, state.v}) {
+      if (tensor.defined()) fill(x, tensor, 0.0);
+    }
   }
   set_state({});
 }
 
 void Optimizer::zero_gradients(Executor& x) {
-  for (const Bucket& bucket : parameters_.buckets()) fill(x, bucket.grad, 0.0);
+  const bool sharded = parameters_.sharding() == Sharding::gradients;
+  for (const Bucket& bucket : parameters_.buckets()) {
+    const Tensor& kept = sharded ? bucket.grad_shard : bucket.grad;
+    if (kept.defined()) fill(x, kept, 0.0);
+  }
 }
 
-/// Partials of the global norm over all ranks. What every rank has counts once, on the first.
+/// The norm's sums of all stages. Each chunk is summed by one rank: by the replica whose shard it
+/// is in, by the first rank of tp where all have it, by the first stage that holds it.
 void Optimizer::sum_norm(Executor& x) {
-  const bool counts_replicas = tp_ == nullptr || tp_->rank() == 0;
+  const bool counts_replicas = parallel_ == nullptr || parallel_->tp.rank() == 0;
+  fill(x, partials_, 0.0);
   int64_t first = 0;
   for (const Bucket& bucket : parameters_.buckets()) {
     for (const BucketSection& section : bucket.sections) {
-      const Tensor partials = partials_.slice(0, first, chunks(section));
-      if (section.replicated && !counts_replicas) {
-        fill(x, partials, 0.0);
-      } else {
-        sum_of_squares(x, partials, section_of(bucket.grad, section));
+      const ElementRange mine = section.range.intersect(bucket.shard);
+      const bool counts = bucket.holding == Holding::owner &&
+                          (counts_replicas || !section.replicated);
+      if (counts && !mine.empty()) {
+        const int64_t skipped = (mine.begin - section.range.begin) / kNormChunk;
+        sum_of_squares(x, partials_.slice(0, first + skipped, chunks(mine)),
+                       part_of(bucket.grad_shard, bucket.shard.begin, mine));
       }
-      first += chunks(section);
+      first += chunks(section.range);
     }
   }
-  if (tp_ != nullptr) tp_->all_reduce(x, partials_);
+  int stage = 0;
+  if (parallel_ != nullptr) {
+    parallel_->tp.all_reduce(x, partials_);
+    if (parameters_.sharding() != Sharding::none) parallel_->dp.all_reduce(x, partials_);
+    stage = parallel_->pp.stage();
+  }
+  sum_partials(x, stage_sums_.slice(0, stage, 1), partials_);
+  if (parallel_ != nullptr) parallel_->pp.gather(x, stage_sums_);
 }
 
 void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
   sum_norm(x);
-  decide_step(x, state_, partials_, loss, {.clip_norm = config_.clip_norm, .lr = lr});
+  decide_step(x, state_, stage_sums_, loss, {.clip_norm = config_.clip_norm, .lr = lr});
   for (size_t b = 0; b < buckets_.size(); ++b) {
     const Bucket& bucket = parameters_.buckets()[b];
     const BucketState& state = buckets_[b];
     for (const BucketSection& section : bucket.sections) {
-      adamw_step(x, section_of(bucket.value, section), section_of(state.master, section),
-                 section_of(state.m, section), section_of(state.v, section),
-                 section_of(bucket.grad, section), state_,
+      const ElementRange mine = section.range.intersect(bucket.shard);
+      if (mine.empty()) continue;
+      const auto part = [&](const Tensor& shard) {
+        return part_of(shard, bucket.shard.begin, mine);
+      };
+      adamw_step(x, part_of(bucket.value, 0, mine), part(state.master), part(state.m),
+                 part(state.v), part(bucket.grad_shard), state_,
                  {.beta1 = config_.beta1,
                   .beta2 = config_.beta2,
                   .epsilon = config_.eps,
@@ -106,30 +133,44 @@ void Optimizer::set_state(const StepState& state) {
   std::memcpy(state_.data(), &state, sizeof(state));
 }
 
-Tensor Optimizer::view(const Parameter& parameter, const Tensor& flat) const {
-  return flat.slice(0, parameter.offset, parameter.numel())
-      .reshape(parameter.value.shape())
-      .named(parameter.spec.name.c_str());
+Tensor Optimizer::shard_of(size_t bucket, Kind kind) const {
+  const BucketState& state = buckets_[bucket];
+  switch (kind) {
+    case Kind::master:
+      if (state.master.defined()) return state.master;
+      break;
+    case Kind::first_moment:
+      return state.m;
+    case Kind::second_moment:
+      return state.v;
+  }
+  const Bucket& weights = parameters_.buckets()[bucket];
+  return part_of(weights.value, 0, weights.shard);
 }
 
-Tensor Optimizer::master(const Parameter& parameter) const {
-  const Tensor& flat = buckets_[static_cast<size_t>(parameter.spec.bucket)].master;
-  return flat.defined() ? view(parameter, flat) : parameter.value;
+HeldPart Optimizer::held(const Parameter& parameter, Kind kind) const {
+  const auto index = static_cast<size_t>(parameter.spec.bucket);
+  const ElementRange& shard = parameters_.buckets()[index].shard;
+  const ElementRange mine =
+      ElementRange{parameter.offset, parameter.offset + parameter.numel()}.intersect(shard);
+  if (mine.empty()) return {0, Tensor(nullptr, DType::u8, Device::cpu, {0})};
+  const Tensor values = part_of(shard_of(index, kind), shard.begin, mine);
+  return {mine.begin - parameter.offset, values.named(parameter.spec.name.c_str())};
 }
 
-Tensor Optimizer::first_moment(const Parameter& parameter) const {
-  return view(parameter, buckets_[static_cast<size_t>(parameter.spec.bucket)].m);
-}
-
-Tensor Optimizer::second_moment(const Parameter& parameter) const {
-  return view(parameter, buckets_[static_cast<size_t>(parameter.spec.bucket)].v);
+Tensor Optimizer::whole(const Parameter& parameter, Kind kind) const {
+  const HeldPart part = held(parameter, kind);
+  if (part.values.numel() != parameter.numel()) {
+    throw Error(fmt::format("this replica's optimizer has a part of {} only", parameter.spec.name));
+  }
+  return part.values.reshape(parameter.value.shape());
 }
 
 void Optimizer::publish_master(Executor& x) {
   for (size_t b = 0; b < buckets_.size(); ++b) {
-    if (buckets_[b].master.defined()) {
-      copy(x, parameters_.buckets()[b].value, buckets_[b].master);
-    }
+    if (!buckets_[b].master.defined()) continue;
+    const Bucket& bucket = parameters_.buckets()[b];
+    copy(x, part_of(bucket.value, 0, bucket.shard), buckets_[b].master);
   }
 }
 

@@ -222,24 +222,14 @@ class ContradictionCheck {
     if (valid({"train.precision"}) && c_.train.precision == PrecisionPreset::fp16) {
       report({"train.precision"}, "fp16 is not part of this build: use bf16 or fp32");
     }
-    if (valid({"parallel.pp"}) && c_.parallel.pp != 1) {
-      report({"parallel.pp"}, fmt::format("pipeline parallelism is not part of this build: found "
-                                          "{}, use 1",
-                                          c_.parallel.pp));
-    }
-    if (const int64_t dp = c_.parallel.dp.value_or(1); valid({"parallel.dp"}) && dp != 1) {
-      report(
-          {"parallel.dp"},
-          fmt::format("data parallelism is not part of this build: found {}, use 1 or auto", dp));
-    }
     if (valid({"parallel.cp"}) && c_.parallel.cp != 1) {
       report({"parallel.cp"}, fmt::format("context parallelism is not part of this build: found "
                                           "{}, use 1",
                                           c_.parallel.cp));
     }
-    if (valid({"parallel.zero"}) && c_.parallel.zero > 1) {
+    if (valid({"parallel.zero"}) && c_.parallel.zero > 2) {
       report({"parallel.zero"},
-             fmt::format("ZeRO-{} is not part of this build: use 0 or 1", c_.parallel.zero));
+             fmt::format("ZeRO-{} is not part of this build: use 0, 1 or 2", c_.parallel.zero));
     }
   }
 

@@ -102,9 +102,9 @@ inline constexpr auto kFields<TrainConfig> = std::tuple{
 template <>
 inline constexpr auto kFields<ParallelConfig> = std::tuple{
     Field{"tp", &ParallelConfig::tp, at_least(1), "Tensor-parallel ranks."},
-    Field{"pp", &ParallelConfig::pp, at_least(1), "Pipeline stages. Only 1 is part of this build."},
+    Field{"pp", &ParallelConfig::pp, at_least(1), "Pipeline stages (one forward, one backward; arXiv:2104.04473)."},
     Field{"dp", &ParallelConfig::dp, at_least(1),
-          "Data-parallel ranks; auto: all ranks / (tp × pp × cp). Only 1 is part of this build."},
+          "Data-parallel ranks; auto: all ranks / (tp × pp × cp)."},
     Field{"cp", &ParallelConfig::cp, at_least(1),
           "Context-parallel ranks. Only 1 is part of this build."},
     Field{"sequence", &ParallelConfig::sequence, kAnyValue,
@@ -112,8 +112,8 @@ inline constexpr auto kFields<ParallelConfig> = std::tuple{
           "(arXiv:2205.05198)."},
     Field{"zero", &ParallelConfig::zero, between(0, 3),
           "What data-parallel ranks divide among them (arXiv:1910.02054): 0 nothing, 1 optimizer "
-          "state, 2 also gradients, 3 also weights. Only 0 and 1 are part of this build, "
-          "and neither has an effect at dp 1."},
+          "state, 2 also gradients, 3 also weights. 3 is not part of this build; none has an "
+          "effect at dp 1."},
 };
 
 template <>

@@ -1,5 +1,7 @@
 #include "train/run_checkpoint.h"
 
+#include <array>
+
 #include "checkpoint/safetensors_writer.h"
 #include "checkpoint/step_state_json.h"
 #include "core/error.h"
@@ -7,28 +9,47 @@
 namespace gradus {
 namespace {
 
-struct OptimizerTensor {
+/// What a checkpoint holds of each parameter beside its weights.
+struct Moment {
   const char* prefix;
-  Tensor (Optimizer::*view)(const Parameter&) const;
+  Optimizer::Kind kind;
 };
-constexpr OptimizerTensor kMoments[] = {{"adam.m.", &Optimizer::first_moment},
-                                        {"adam.v.", &Optimizer::second_moment}};
+constexpr std::array kMoments = {Moment{"adam.m.", Optimizer::Kind::first_moment},
+                                 Moment{"adam.v.", Optimizer::Kind::second_moment}};
 
-/// `values` is shaped like the parameter. What every rank of tp has is written by the first of
-/// them.
-NamedTensor named(const std::string& name, const Parameter& parameter, const Tensor& values,
-                  const TensorParallel& tp) {
-  NamedTensor tensor{name, values.dtype(), parameter.spec.shape, {}};
-  if (parameter.spec.cut != TpCut::none || tp.rank() == 0) {
-    const TensorPiece piece = piece_of(parameter, values);
-    tensor.pieces.push_back({piece.begin, piece.data});
+/// The pieces of a logical tensor that this rank's optimizer has.
+std::vector<TensorPiece> pieces_here(const TrainingModel& model, const ParamSpec& spec,
+                                     Optimizer::Kind kind) {
+  if (!model.parameters().has(spec.name)) return {};
+  const Parameter& parameter = model.parameters()[spec.name];
+  const HeldPart part = model.optimizer().held(parameter, kind);
+  return pieces_of(parameter, part.first, part.values);
+}
+
+/// Whether this rank is the one that writes its piece: of tp ranks that have the same the first
+/// does, of replicas that have the same the first, of stages the owner.
+bool writes(const TrainingModel& model, const ParamSpec& spec) {
+  const Parallelism& parallel = model.parallel();
+  const Bucket& bucket = model.parameters().buckets()[static_cast<size_t>(spec.bucket)];
+  return bucket.holding == Holding::owner &&
+         (spec.cut != TpCut::none || parallel.tp.rank() == 0) &&
+         (model.parameters().sharding() != Sharding::none || parallel.dp.rank() == 0);
+}
+
+NamedTensor named(const std::string& prefix, const TrainingModel& model, const ParamSpec& spec,
+                  Optimizer::Kind kind) {
+  NamedTensor tensor{prefix + spec.name, model.parameters().precision().master, spec.shape, {}};
+  if (writes(model, spec)) {
+    for (const TensorPiece& piece : pieces_here(model, spec, kind)) {
+      tensor.pieces.push_back({piece.begin, piece.data});
+    }
   }
   return tensor;
 }
 
-TensorDestination destination(const std::string& name, const Parameter& parameter,
-                              const Tensor& values) {
-  return {name, parameter.spec.shape, {piece_of(parameter, values)}};
+TensorDestination destination(const std::string& prefix, const TrainingModel& model,
+                              const ParamSpec& spec, Optimizer::Kind kind) {
+  return {prefix + spec.name, spec.shape, pieces_here(model, spec, kind)};
 }
 
 /// The first rank's text, on every rank.
@@ -92,8 +113,7 @@ bool is_fixed(const std::string& key) {
 }  // namespace
 
 SaveResult save_run(const std::filesystem::path& run, const RunProgress& progress,
-                    const Config& config, const Tokenizer& tokenizer, TrainingModel& model,
-                    Communicator* world) {
+                    const Config& config, const Tokenizer& tokenizer, TrainingModel& model) {
   const Optimizer& optimizer = model.optimizer();
   CheckpointContents contents;
   contents.step = progress.step;
@@ -102,14 +122,13 @@ SaveResult save_run(const std::filesystem::path& run, const RunProgress& progres
                     {"tokenizer_hash", fmt::format("{:016x}", tokenizer.hash())},
                     {"step_state", step_state_to_json(optimizer.state())}};
   contents.files = {{"config.yaml", to_yaml(config)}, {"tokenizer.json", tokenizer.to_json()}};
-  for (const Parameter& parameter : model.parameters().all()) {
-    const std::string& name = parameter.spec.name;
-    contents.model.push_back(named(name, parameter, optimizer.master(parameter), model.tp()));
-    for (const OptimizerTensor& moment : kMoments) {
-      contents.optimizer.push_back(
-          named(moment.prefix + name, parameter, (optimizer.*moment.view)(parameter), model.tp()));
+  for (const ParamSpec& spec : model.parameters().table()) {
+    contents.model.push_back(named("", model, spec, Optimizer::Kind::master));
+    for (const Moment& moment : kMoments) {
+      contents.optimizer.push_back(named(moment.prefix, model, spec, moment.kind));
     }
   }
+  Communicator* const world = model.parallel().world;
   if (world == nullptr || world->size() == 1) {
     return save_checkpoint(run, contents, config.checkpoint.keep);
   }
@@ -145,16 +164,14 @@ RunProgress load_run(const Checkpoint& checkpoint, TrainingModel& model) {
   optimizer.reset(model.executor());
   std::vector<TensorDestination> weights;
   std::vector<TensorDestination> moments;
-  for (const Parameter& parameter : model.parameters().all()) {
-    const std::string& name = parameter.spec.name;
-    weights.push_back(destination(name, parameter, optimizer.master(parameter)));
-    for (const OptimizerTensor& moment : kMoments) {
-      moments.push_back(
-          destination(moment.prefix + name, parameter, (optimizer.*moment.view)(parameter)));
+  for (const ParamSpec& spec : model.parameters().table()) {
+    weights.push_back(destination("", model, spec, Optimizer::Kind::master));
+    for (const Moment& moment : kMoments) {
+      moments.push_back(destination(moment.prefix, model, spec, moment.kind));
     }
   }
   checkpoint.load(weights, moments);
-  optimizer.publish_master(model.executor());
+  model.publish();
   const nlohmann::json& state = checkpoint.state();
   optimizer.set_state(step_state_from_json(state.at("step_state")));
   return {.step = checkpoint.step(), .samples = state.at("samples").get<int64_t>()};

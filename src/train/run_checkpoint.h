@@ -7,7 +7,6 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "data/tokenizer.h"
-#include "parallel/communicator.h"
 #include "train/config.h"
 #include "train/training_model.h"
 
@@ -20,12 +19,11 @@ struct RunProgress {
 };
 
 /// Saves a training run into RUN/checkpoints: logical weights (the master weights where there are
-/// any), moments, StepState, progress, the resolved configuration and the tokenizer. world: null,
-/// or all ranks of the run, which call this together; each writes its parts, and the first one's
-/// result says what was saved.
+/// any), moments, StepState, progress, the resolved configuration and the tokenizer. All ranks of
+/// the run call this together; each writes its parts, and the first one's result says what was
+/// saved.
 SaveResult save_run(const std::filesystem::path& run, const RunProgress& progress,
-                    const Config& config, const Tokenizer& tokenizer, TrainingModel& model,
-                    Communicator* world = nullptr);
+                    const Config& config, const Tokenizer& tokenizer, TrainingModel& model);
 
 /// Refuses a checkpoint whose model, precision or tokenizer is not the run's, with every
 /// difference. Throws CheckpointError. Returns the other settings that differ, "key: before ->
@@ -33,7 +31,8 @@ SaveResult save_run(const std::filesystem::path& run, const RunProgress& progres
 std::vector<std::string> check_run(const Checkpoint& checkpoint, const Config& config,
                                    const Tokenizer& tokenizer);
 
-/// Restores what save_run saved into an allocated model.
+/// Restores what save_run saved into an allocated model, whatever layout saved it. All ranks call
+/// this together.
 RunProgress load_run(const Checkpoint& checkpoint, TrainingModel& model);
 
 }  // namespace gradus

@@ -32,14 +32,15 @@ struct Trainer::Interval {
   double seconds = 0.0;  ///< of training steps alone
 };
 
-Trainer::Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog::logger& log)
+Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spdlog::logger& log)
     : options_(options),
       config_(options_.config),
       log_(log),
       run_(config_.run.dir),
       data_(RunData::open(config_)),
-      model_(config_, config_.model.vocab_size.value_or(data_.tokenizer->vocab_size()), x, tp),
-      stepper_(config_, model_, hooks_) {
+      model_(config_, config_.model.vocab_size.value_or(data_.tokenizer->vocab_size()), x,
+             parallel),
+      stepper_(config_, model_) {
   check_run_folder();
   const std::optional<Checkpoint> checkpoint = checkpoint_to_resume();
   if (checkpoint) {
@@ -115,21 +116,21 @@ void Trainer::refuse_going_back(const Checkpoint& checkpoint) const {
 }
 
 bool Trainer::first_rank() const {
-  return options_.world == nullptr || options_.world->rank() == 0;
+  return model_.parallel().world == nullptr || model_.parallel().world->rank() == 0;
 }
 
 /// Waits until every rank is here.
 void Trainer::meet() {
-  if (options_.world != nullptr) options_.world->barrier(model_.executor()).wait(model_.executor());
+  Communicator* const world = model_.parallel().world;
+  if (world != nullptr) world->barrier(model_.executor()).wait(model_.executor());
 }
 
 /// Whether any rank was asked to stop: all of them stop after the same step.
 bool Trainer::stop_asked(const StopSignals& signals) {
   int32_t asked = signals.received() != nullptr ? 1 : 0;
-  if (options_.world != nullptr) {
+  if (Communicator* const world = model_.parallel().world; world != nullptr) {
     const Tensor flag(&asked, DType::i32, Device::cpu, {1});
-    options_.world->all_reduce(model_.executor(), flag, flag, ReduceOp::max)
-        .wait(model_.executor());
+    world->all_reduce(model_.executor(), flag, flag, ReduceOp::max).wait(model_.executor());
   }
   return asked != 0;
 }
@@ -152,6 +153,7 @@ void Trainer::log_start() {
   log_.info("{} tokens of training text, {} a step in {} micro-batch{}, {} threads",
             data_.train.token_count(), tokens, model_.micro_batches(),
             model_.micro_batches() == 1 ? "" : "es", model_.executor().threads());
+  if (model_.parallel().ranks() > 1) log_.info("{}", describe(model_.parallel()));
   log_.info("memory {} (gradus plan shows what for); run folder {}",
             format_bytes(model_.arena().plan().total_bytes()), run_.string());
   if (!data_.no_val.empty()) log_.warn("nothing is evaluated: {}", data_.no_val);
@@ -253,7 +255,7 @@ void Trainer::evaluate() {
 void Trainer::save() {
   if (saved_step_ == progress_.step) return;
   const SaveResult result =
-      save_run(run_, progress_, config_, *data_.tokenizer, model_, options_.world);
+      save_run(run_, progress_, config_, *data_.tokenizer, model_);
   saved_step_ = progress_.step;
   if (!first_rank()) return;
   log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));

@@ -28,12 +28,11 @@ class Trainer {
     Config config;
     /// What a user types to go on, for the message of an interrupted run.
     std::string resume_command;
-    Communicator* world = nullptr;  ///< all ranks of the run; null: this one alone
-    int local_ranks = 1;            ///< ranks of the run on this machine, which share its memory
+    int local_ranks = 1;  ///< ranks of the run on this machine, which share its memory
   };
-  /// x, tp and log must outlive this. Opens the data and the run's folder, finds the checkpoint to
+  /// x, parallel and log must outlive this. Opens the data and the run's folder, finds the checkpoint to
   /// go on from, checks it, and only then allocates. Throws any of the errors of these.
-  Trainer(const Options& options, Executor& x, TensorParallel& tp, spdlog::logger& log);
+  Trainer(const Options& options, Executor& x, Parallelism& parallel, spdlog::logger& log);
 
   enum class Outcome { finished, interrupted };
   Outcome run();
@@ -62,7 +61,6 @@ class Trainer {
   spdlog::logger& log_;
   std::filesystem::path run_;
   RunData data_;
-  LayerHooks hooks_;
   TrainingModel model_;
   Stepper stepper_;
   std::optional<MetricsFile> metrics_;

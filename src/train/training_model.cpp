@@ -4,37 +4,59 @@
 
 #include "model/gpt_parameters.h"
 #include "model/initialize.h"
+#include "train/pipeline_schedule.h"
 #include "train/precision_preset.h"
 
 namespace gradus {
 namespace {
 
-Parameters::Options parameter_options(const Config& config, const TensorParallel& tp) {
-  return {.precision = precision_of(config.train.precision),
-          .tp_rank = tp.rank(),
-          .tp_size = tp.size()};
+PipelineStage stage_of(const Config& config, int64_t vocabulary, const PipelineParallel& pp) {
+  return pipeline_stage(config.model, vocabulary, pp.stage(), pp.stages());
 }
 
-Gpt::Options gpt_options(const Config& config, int64_t vocabulary) {
+Parameters::Options parameter_options(const Config& config, const PipelineStage& stage,
+                                      const Parallelism& parallel) {
+  return {.precision = precision_of(config.train.precision),
+          .tp_rank = parallel.tp.rank(),
+          .tp_size = parallel.tp.size(),
+          .dp_rank = parallel.dp.rank(),
+          .dp_size = parallel.dp.size(),
+          .sharding = parallel.dp.sharding(),
+          .holdings = bucket_holdings(config.model, stage)};
+}
+
+/// Micro-batches of one replica in a step.
+int64_t micro_batches_of(const Config& config, const DataParallel& dp) {
+  const int64_t pass = config.train.micro_batch * dp.size();
+  require_divisible("train.global_batch", config.train.global_batch, "micro_batch × dp", pass);
+  return config.train.global_batch / pass;
+}
+
+Gpt::Options gpt_options(const Config& config, int64_t vocabulary, const PipelineStage& stage,
+                         const Parallelism& parallel) {
   return {.model = config.model,
           .vocabulary = vocabulary,
           .precision = precision_of(config.train.precision),
           .keep = keep_for(config.train.recompute),
           .B = config.train.micro_batch,
-          .T = config.model.context};
+          .T = config.model.context,
+          .stage = stage,
+          .slots = micro_batches_in_flight(parallel.pp, micro_batches_of(config, parallel.dp))};
 }
 
 }  // namespace
 
 TrainingModel::TrainingModel(const Config& config, int64_t vocabulary, Executor& x,
-                             TensorParallel& tp)
+                             Parallelism& parallel)
     : x_(x),
-      tp_(tp),
-      micro_batches_(config.train.global_batch / config.train.micro_batch),
-      parameters_(gpt_parameters(config.model, vocabulary, tp.size()),
-                  parameter_options(config, tp)),
-      optimizer_(config.optim, parameters_, &tp),
-      gpt_(gpt_options(config, vocabulary), tp) {}
+      parallel_(parallel),
+      micro_batches_(micro_batches_of(config, parallel.dp)),
+      parameters_(
+          gpt_parameters(config.model, vocabulary, parallel.tp.size()),
+          parameter_options(config, stage_of(config, vocabulary, parallel.pp), parallel)),
+      optimizer_(config.optim, parameters_, &parallel),
+      gpt_(gpt_options(config, vocabulary, stage_of(config, vocabulary, parallel.pp), parallel),
+           parallel.tp) {}
 
 void TrainingModel::declare(TensorVisitor& visitor) {
   parameters_.declare(visitor);
@@ -63,9 +85,17 @@ void TrainingModel::allocate(int sharers) {
 void TrainingModel::initialize(uint64_t seed) {
   optimizer_.reset(x_);
   for (const Parameter& parameter : parameters_.all()) {
-    initialize_parameter(x_, parameter, optimizer_.master(parameter), seed);
+    const HeldPart part = optimizer_.held(parameter, Optimizer::Kind::master);
+    initialize_parameter(x_, parameter, part.first, part.values, seed);
   }
+  publish();
+}
+
+void TrainingModel::publish() {
   optimizer_.publish_master(x_);
+  for (const Bucket& bucket : parameters_.buckets()) {
+    if (bucket.holding != Holding::none) parallel_.dp.gather_weights(x_, bucket).wait(x_);
+  }
 }
 
 }  // namespace gradus

@@ -8,17 +8,17 @@
 #include "core/parameters.h"
 #include "model/gpt.h"
 #include "optim/optimizer.h"
-#include "parallel/tensor_parallel.h"
+#include "parallel/parallelism.h"
 #include "train/config.h"
 
 namespace gradus {
 
-/// Everything of a training run that lives in the arena: parameters, optimizer, model and the batch
-/// of one step. `gradus plan` makes one and only measures it.
+/// Everything of a training run that lives in this rank's arena: its part of the parameters,
+/// optimizer and model, and its batch of one step. `gradus plan` makes one and only measures it.
 class TrainingModel {
  public:
-  /// vocabulary: V. x and tp must outlive this. Throws ConfigError or ShapeError.
-  TrainingModel(const Config& config, int64_t vocabulary, Executor& x, TensorParallel& tp);
+  /// vocabulary: V. x and parallel must outlive this. Throws ConfigError or ShapeError.
+  TrainingModel(const Config& config, int64_t vocabulary, Executor& x, Parallelism& parallel);
 
   /// What the run will allocate.
   std::unique_ptr<MemoryPlan> plan();
@@ -26,6 +26,9 @@ class TrainingModel {
   void allocate(int sharers = 1);
   /// Draws the initial weights.
   void initialize(uint64_t seed);
+  /// Brings the optimizer's master weights, written from outside, to the parameters of all
+  /// replicas, which call this together.
+  void publish();
 
   const Parameters& parameters() const { return parameters_; }
   Optimizer& optimizer() { return optimizer_; }
@@ -33,12 +36,13 @@ class TrainingModel {
   Gpt& gpt() { return gpt_; }
   const Gpt& gpt() const { return gpt_; }
   Executor& executor() { return x_; }
-  TensorParallel& tp() { return tp_; }
-  const TensorParallel& tp() const { return tp_; }
+  Parallelism& parallel() { return parallel_; }
+  const Parallelism& parallel() const { return parallel_; }
   const Arena& arena() const { return *arena_; }
 
+  /// Micro-batches of this replica in a step.
   int64_t micro_batches() const { return micro_batches_; }
-  /// The step's tokens and targets, i32 (micro_batches · B, T).
+  /// This replica's tokens and targets of a step, i32 (micro_batches · B, T).
   const Tensor& tokens() const { return tokens_; }
   const Tensor& targets() const { return targets_; }
   /// fp64 (1).
@@ -48,7 +52,7 @@ class TrainingModel {
   void declare(TensorVisitor& visitor);
 
   Executor& x_;
-  TensorParallel& tp_;
+  Parallelism& parallel_;
   int64_t micro_batches_;
   Parameters parameters_;
   Optimizer optimizer_;

@@ -129,8 +129,9 @@ Parameter share_of(const ParamSpec& spec, int64_t rank, int64_t tp) {
   return parameter;
 }
 
-TEST(PieceOf, SharesOfAllRanksCoverTheLogicalTensorOnce) {
+TEST(PiecesOf, PartsOfAllRanksCoverTheLogicalTensorOnce) {
   const std::vector<ParamSpec> specs = {
+      {.name = "whole", .shape = {6, 5}},
       {.name = "rows", .shape = {6, 5}, .cut = TpCut::rows},
       {.name = "columns", .shape = {5, 6}, .cut = TpCut::columns},
       {.name = "bias", .shape = {6}, .cut = TpCut::rows},
@@ -138,24 +139,36 @@ TEST(PieceOf, SharesOfAllRanksCoverTheLogicalTensorOnce) {
   };
   for (const ParamSpec& spec : specs) {
     for (const int64_t tp : {1, 2, 3}) {
-      std::vector<int> times(static_cast<size_t>(spec.shape.numel()));
-      for (int64_t rank = 0; rank < tp; ++rank) {
-        const Parameter parameter = share_of(spec, rank, tp);
-        const TensorPiece piece = piece_of(parameter, parameter.value);
-        ASSERT_EQ(problem_of({piece.begin, piece.data}, spec.shape), "") << spec.name;
-        for (const Element& e : elements_of({piece.begin, piece.data}, spec.shape)) {
-          ++times[static_cast<size_t>(e.logical)];
+      const int64_t held = spec.cut == TpCut::none ? 1 : tp;  // the first speaks for all
+      for (const int64_t part : {1, 2, 4, 7, 1000}) {         // elements of each replica's share
+        std::vector<int> times(static_cast<size_t>(spec.shape.numel()));
+        for (int64_t rank = 0; rank < held; ++rank) {
+          const Parameter parameter = share_of(spec, rank, tp);
+          for (int64_t first = 0; first < parameter.numel(); first += part) {
+            const int64_t count = std::min(part, parameter.numel() - first);
+            const Tensor values(nullptr, DType::fp32, Device::cpu, {count});
+            for (const TensorPiece& piece : pieces_of(parameter, first, values)) {
+              ASSERT_EQ(problem_of({piece.begin, piece.data}, spec.shape), "") << spec.name;
+              for (const Element& e : elements_of({piece.begin, piece.data}, spec.shape)) {
+                ++times[static_cast<size_t>(e.logical)];
+              }
+            }
+          }
         }
+        EXPECT_THAT(times, testing::Each(1))
+            << spec.name << " over tp " << tp << " in parts of " << part;
       }
-      EXPECT_THAT(times, testing::Each(1)) << spec.name << " over tp " << tp;
     }
   }
 }
 
-TEST(PieceOf, UncutParameterWithPaddedRowsLosesThePadding) {
+TEST(PiecesOf, PaddedRowsBelongToNoPiece) {
   const ParamSpec spec{.name = "vocabulary", .shape = {5, 3}, .padded_rows = 8};
   const Parameter parameter = share_of(spec, 0, 1);
-  EXPECT_EQ(piece_of(parameter, parameter.value).data.shape(), (Shape{5, 3}));
+  const Tensor all(nullptr, DType::fp32, Device::cpu, {24});
+  EXPECT_EQ(pieces_of(parameter, 0, all).at(0).data.numel(), 15);
+  EXPECT_TRUE(pieces_of(parameter, 15, all.slice(0, 15, 9)).empty());
+  EXPECT_TRUE(pieces_of(parameter, 3, all.slice(0, 3, 0)).empty());
 }
 
 }  // namespace

@@ -99,9 +99,9 @@ TEST(Parameters, SectionsAreAlikeAlignedAndHoldTheirParametersApart) {
         EXPECT_EQ(bucket.numel % kSectionAlignment, 0);
         int64_t end = 0;
         for (const BucketSection& section : bucket.sections) {
-          EXPECT_EQ(section.begin % kSectionAlignment, 0);
-          EXPECT_GE(section.begin, end);
-          end = section.end;
+          EXPECT_EQ(section.range.begin % kSectionAlignment, 0);
+          EXPECT_GE(section.range.begin, end);
+          end = section.range.end;
         }
         EXPECT_LE(end, bucket.numel);
         EXPECT_LT(bucket.numel - end, kSectionAlignment) << "no more padding than alignment";
@@ -110,7 +110,7 @@ TEST(Parameters, SectionsAreAlikeAlignedAndHoldTheirParametersApart) {
         for (const size_t index : bucket.parameters) {
           const Parameter& p = parameters.all()[index];
           const auto section = std::ranges::find_if(bucket.sections, [&](const auto& s) {
-            return s.begin <= p.offset && p.offset + p.numel() <= s.end;
+            return s.range.begin <= p.offset && p.offset + p.numel() <= s.range.end;
           });
           ASSERT_NE(section, bucket.sections.end()) << p.spec.name;
           EXPECT_EQ(section->decay, p.spec.decay) << p.spec.name;
@@ -119,10 +119,10 @@ TEST(Parameters, SectionsAreAlikeAlignedAndHoldTheirParametersApart) {
           for (int64_t i = 0; i < p.numel(); ++i) {
             ASSERT_EQ(taken[static_cast<size_t>(p.offset + i)]++, 0) << p.spec.name;
           }
-          last[section->begin] = std::max(last[section->begin], p.offset + p.numel());
+          last[section->range.begin] = std::max(last[section->range.begin], p.offset + p.numel());
         }
         for (const BucketSection& section : bucket.sections) {
-          EXPECT_EQ(last.at(section.begin), section.end);
+          EXPECT_EQ(last.at(section.range.begin), section.range.end);
         }
       }
     }
@@ -196,7 +196,7 @@ TEST(Parameters, NamesTiedOnesIncluded) {
   EXPECT_TRUE(parameters.has("head"));
   EXPECT_FALSE(parameters.has("ghost"));
   EXPECT_THAT([&] { parameters["ghost"]; },
-              ThrowsMessage<Error>("the model has no parameter ghost"));
+              ThrowsMessage<Error>("this rank has no parameter ghost"));
 }
 
 TEST(Parameters, LogicalCountHasTiedWeightsOnceAndNoPadding) {

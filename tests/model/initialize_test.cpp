@@ -40,7 +40,7 @@ class Weights {
     parameters_.declare(*arena_);
     for (const Parameter& p : parameters_.all()) {
       for (int64_t i = 0; i < p.numel(); ++i) test::set_value(p.value, i, std::nan(""));
-      initialize_parameter(x_, p, p.value, seed);
+      initialize_parameter(x_, p, 0, p.value.reshape({-1}), seed);
     }
   }
   const Parameters& parameters() const { return parameters_; }
@@ -186,17 +186,38 @@ TEST(Initialize, Fp32IsFp64Rounded) {
   }
 }
 
+TEST(Initialize, APartHasTheValuesOfTheWhole) {
+  Executor x(Device::cpu, 2);
+  const Weights whole(model(), 13, {.tp_rank = 1, .tp_size = 2}, 5);
+  test::TensorPool pool;
+  for (const Parameter& p : whole.parameters().all()) {
+    const auto all = test::values(p.value);
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, p.numel()},
+                                       {p.numel() / 3, p.numel() / 2},
+                                       {p.numel() - 1, 1},
+                                       {p.numel(), 0}}) {
+      const Tensor part = pool.zeros({count}, DType::fp32);
+      initialize_parameter(x, p, first, part, 5);
+      EXPECT_EQ(test::values(part), std::vector(all.begin() + first, all.begin() + first + count))
+          << p.spec.name << " from " << first;
+    }
+  }
+}
+
 TEST(Initialize, RefusesATensorOfAnotherForm) {
   Executor x(Device::cpu, 1);
   const Weights weights(model(), 13, {}, 5);
   const Parameter& p = weights.parameters()["block.0.mlp.up.weight"];
   test::TensorPool pool;
-  const Tensor small = pool.zeros({20, 11}, DType::fp32);
-  EXPECT_THROW(initialize_parameter(x, p, small, 1), ShapeError);
-  const Tensor turned = pool.zeros({12, 20}, DType::fp32).transpose(0, 1);
-  EXPECT_THROW(initialize_parameter(x, p, turned, 1), ShapeError);
-  const Tensor rounded = pool.zeros({20, 12}, DType::bf16);
-  EXPECT_THROW(initialize_parameter(x, p, rounded, 1), ShapeError);
+  const Tensor large = pool.zeros({20 * 12 + 1}, DType::fp32);
+  EXPECT_THROW(initialize_parameter(x, p, 0, large, 1), ShapeError);
+  const Tensor whole = pool.zeros({20 * 12}, DType::fp32);
+  EXPECT_THROW(initialize_parameter(x, p, 1, whole, 1), ShapeError);
+  EXPECT_THROW(initialize_parameter(x, p, -1, whole, 1), ShapeError);
+  const Tensor box = pool.zeros({20, 12}, DType::fp32);
+  EXPECT_THROW(initialize_parameter(x, p, 0, box, 1), ShapeError);
+  const Tensor rounded = pool.zeros({20 * 12}, DType::bf16);
+  EXPECT_THROW(initialize_parameter(x, p, 0, rounded, 1), ShapeError);
 }
 
 TEST(GptParameters, Gpt2HasItsPublishedNumberOfParameters) {

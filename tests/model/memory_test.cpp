@@ -59,8 +59,8 @@ Config config_for(PrecisionPreset preset, Recompute recompute) {
 std::unique_ptr<MemoryPlan> plan_of(const Config& config, int64_t vocabulary, int tp_size = 1,
                                     bool sequence = false) {
   Executor x(Device::cpu, 2);
-  TensorParallel tp(0, tp_size, sequence);
-  return TrainingModel(config, vocabulary, x, tp).plan();
+  Parallelism parallel({.tp = tp_size}, {}, {.sequence = sequence});
+  return TrainingModel(config, vocabulary, x, parallel).plan();
 }
 
 /// Saved bytes whose names begin with `prefix`, without alignment.
@@ -217,13 +217,13 @@ TEST(Memory, WeightsAndOptimizerBytesOfAnElement) {
     for (const Bucket& bucket : parameters.buckets()) {
       elements += bucket.numel;
       for (const BucketSection& section : bucket.sections) {
-        partials += (section.end - section.begin + 1023) / 1024;
+        partials += (section.range.end - section.range.begin + 1023) / 1024;
       }
     }
     const auto aligned = [](int64_t size) { return (size + 63) / 64 * 64; };
     const int64_t places = config.train.global_batch * config.model.context;
     EXPECT_EQ(plan_of(config, 100)->bytes_of(Lifetime::Kind::persistent),
-              bytes * elements + aligned(8 * partials) +
+              bytes * elements + aligned(8 * partials) + aligned(8) +
                   aligned(static_cast<int64_t>(sizeof(StepState))) + 2 * 4 * places + aligned(8))
         << to_string(preset);
   }

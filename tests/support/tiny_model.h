@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "core/rng.h"
-#include "parallel/tensor_parallel.h"
+#include "parallel/parallelism.h"
 #include "train/step.h"
 #include "train/training_model.h"
 
@@ -27,27 +27,22 @@ inline Config tiny_config() {
   return config;
 }
 
-/// A TrainingModel with memory, initial weights and a random batch, on one rank.
+/// A TrainingModel with memory, initial weights and a random batch, on one rank or in its place in
+/// a layout.
 struct TinyModel {
   Config config;
   Executor x;
-  TensorParallel tp;
+  Parallelism parallel;
   TrainingModel model;
   LayerHooks hooks;
   Stepper stepper;
 
-  explicit TinyModel(const Config& settings, int threads = 2)
-      : TinyModel(settings, threads, TensorParallel(0, 1, false)) {}
-  /// A rank's part under tensor (and sequence) parallelism.
-  TinyModel(const Config& settings, int threads, Communicator& group, bool sequence)
-      : TinyModel(settings, threads, TensorParallel(group, sequence)) {}
-
-  TinyModel(const Config& settings, int threads, const TensorParallel& parallel)
+  explicit TinyModel(const Config& settings, int threads = 2, const Parallelism& layout = {})
       : config(settings),
         x(Device::cpu, threads),
-        tp(parallel),
-        model(config, *config.model.vocab_size, x, tp),
-        stepper(config, model, hooks) {
+        parallel(layout),
+        model(config, *config.model.vocab_size, x, parallel),
+        stepper(config, model) {
     model.allocate();
     model.initialize(static_cast<uint64_t>(config.seed));
     fill_batch(0);
@@ -57,8 +52,10 @@ struct TinyModel {
   /// function of (number, i). Some targets are ignored.
   void fill_batch(uint64_t number) {
     const int64_t V = *config.model.vocab_size;
-    for (int64_t i = 0; i < model.tokens().numel(); ++i) {
-      const auto words = philox4x32(rng_key(99, number), 0, static_cast<uint64_t>(i));
+    const int64_t count = model.tokens().numel();
+    for (int64_t i = 0; i < count; ++i) {
+      const auto global = static_cast<uint64_t>(parallel.dp.rank() * count + i);
+      const auto words = philox4x32(rng_key(99, number), 0, global);
       model.tokens().as<int32_t>()[i] = static_cast<int32_t>(words[0] % static_cast<uint64_t>(V));
       model.targets().as<int32_t>()[i] =
           words[2] % 5 == 0 ? -1 : static_cast<int32_t>(words[1] % static_cast<uint64_t>(V));

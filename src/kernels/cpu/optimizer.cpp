@@ -118,12 +118,25 @@ void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
   HWY_DYNAMIC_DISPATCH(square_chunks)(x, partials, in);
 }
 
+namespace {
+
+double in_index_order(ConstTensor partials) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < partials.numel(); ++i) sum += partials.as<double>()[i];
+  return sum;
+}
+
+}  // namespace
+
+void sum_partials(Tensor out, ConstTensor partials) {
+  *out.as<double>() = in_index_order(partials);
+}
+
 void decide_step(Tensor state, ConstTensor partials, ConstTensor loss,
                  const StepDecision& decision) {
   StepState s;
   std::memcpy(&s, state.data(), sizeof(s));
-  double sum = 0.0;
-  for (int64_t i = 0; i < partials.numel(); ++i) sum += partials.as<double>()[i];
+  const double sum = in_index_order(partials);
   const double loss_scale = s.loss_scale;
   s.loss = *loss.as<double>();
   s.grad_norm = std::sqrt(sum) / loss_scale;

@@ -17,6 +17,7 @@ struct AdamWScalars {
 };
 
 void sum_of_squares(Executor& x, Tensor partials, ConstTensor in);
+void sum_partials(Tensor out, ConstTensor partials);
 void decide_step(Tensor state, ConstTensor partials, ConstTensor loss,
                  const StepDecision& decision);
 void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
