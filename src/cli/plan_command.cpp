@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
 #include "train/run_data.h"
+#include "train/step_traffic.h"
 #include "train/training_model.h"
 
 namespace gradus::cli {
@@ -28,6 +30,24 @@ MeshShape planned_mesh(const ParallelConfig& layout, int ranks) {
 void print_stages(const std::vector<std::string>& stages) {
   if (stages.size() < 2) return;
   for (const std::string& stage : stages) fmt::print("{}\n", stage);
+  fmt::print("\n");
+}
+
+/// What the busiest rank communicates, by purpose.
+void print_traffic(const TrainingModel& model, const MeshShape& mesh) {
+  const std::vector<StepTraffic> rows = step_traffic(model);
+  if (rows.empty()) return;
+  const std::map<std::string, int> sizes = {
+      {"tp", mesh.tp}, {"dp", mesh.dp}, {"pp", mesh.pp}, {"embedding", 2}};
+  fmt::print("communicated by a rank in a step\n");
+  fmt::print("{:<10} {:<33} {:<15} {:>8} {:>12} {:>12}\n", "group", "for", "collective", "calls",
+             "payload", "sent");
+  for (const StepTraffic& row : rows) {
+    const double sent = bytes_sent(row.collective, row.bytes, sizes.at(row.group));
+    fmt::print("{:<10} {:<33} {:<15} {:>8} {:>12} {:>12}\n", row.group, row.purpose,
+               to_string(row.collective), row.calls, format_bytes(row.bytes),
+               format_bytes(static_cast<int64_t>(sent)));
+  }
   fmt::print("\n");
 }
 
@@ -64,6 +84,7 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
   if (mesh.size() > 1) fmt::print("{}\n", describe(parallel));
   print_stages(stages);
   fmt::print("{}\n", largest->table());
+  print_traffic(model, mesh);
   fmt::print("parameters       {:>16}\n", model.parameters().logical_numel());
   fmt::print("tokens a step    {:>16}   ({} micro-batch{} of {} x {}{})\n", tokens,
              model.micro_batches(), model.micro_batches() == 1 ? "" : "es", sizes.B, sizes.T,
