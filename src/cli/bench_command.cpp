@@ -12,11 +12,11 @@
 #include "cli/config_arguments.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
-#include "core/rng.h"
 #include "kernels/implementation.h"
 #include "parallel/parallelism.h"
 #include "train/run_data.h"
 #include "train/step.h"
+#include "train/synthetic_batch.h"
 #include "train/training_model.h"
 
 namespace gradus::cli {
@@ -27,15 +27,6 @@ struct StepArguments {
   int64_t steps = 20;
   int64_t warmup = 3;
 };
-
-/// Random tokens and targets: the work of a step does not depend on them.
-void fill_random(const Tensor& ids, int64_t vocabulary, uint64_t site) {
-  int32_t* out = ids.as<int32_t>();
-  for (int64_t i = 0; i < ids.numel(); ++i) {
-    const uint32_t word = philox4x32(rng_key(1, site), 0, static_cast<uint64_t>(i))[0];
-    out[i] = static_cast<int32_t>(word % static_cast<uint64_t>(vocabulary));
-  }
-}
 
 /// The largest of the ranks' values.
 double largest(Executor& x, Communicator& world, double value) {
@@ -59,10 +50,7 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   std::vector<double> seconds;
   StepState state;
   for (int64_t step = -arguments.warmup; step < arguments.steps; ++step) {
-    const auto site =
-        static_cast<uint64_t>((step + arguments.warmup) * mesh.shape().dp + mesh.at().dp);
-    fill_random(model.tokens(), sizes.V, 2 * site);
-    fill_random(model.targets(), sizes.V, 2 * site + 1);
+    fill_synthetic_batch(model, static_cast<uint64_t>(step + arguments.warmup));
     const auto begin = std::chrono::steady_clock::now();
     state = stepper.run(0, config.optim.lr);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;

@@ -19,6 +19,7 @@ void require_one_rank(const Bootstrap& bootstrap, const char* command);
 /// invoked_as: argv[0], for the commands that `train` tells the user to type.
 void add_train(CLI::App& program, const std::string& invoked_as, Action& action);
 void add_plan(CLI::App& program, Action& action);
+void add_verify(CLI::App& program, Action& action);
 void add_generate(CLI::App& program, Action& action);
 void add_data(CLI::App& program, Action& action);
 void add_bench(CLI::App& program, Action& action);

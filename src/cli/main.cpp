@@ -21,6 +21,7 @@ int run(Bootstrap& bootstrap, int argc, char** argv) {
   Action action;
   add_train(program, argv[0], action);
   add_plan(program, action);
+  add_verify(program, action);
   add_generate(program, action);
   add_data(program, action);
   add_bench(program, action);

@@ -143,6 +143,8 @@ Tensor Optimizer::shard_of(size_t bucket, Kind kind) const {
       return state.m;
     case Kind::second_moment:
       return state.v;
+    case Kind::gradient:
+      return parameters_.buckets()[bucket].grad_shard;
   }
   const Bucket& weights = parameters_.buckets()[bucket];
   return part_of(weights.value, 0, weights.shard);

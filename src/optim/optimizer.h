@@ -43,8 +43,8 @@ class Optimizer {
   void set_state(const StepState& state);
 
   /// What the optimizer has of a parameter: the weights that it updates (master weights, or the
-  /// parameter itself where there are none apart) and the moments.
-  enum class Kind : uint8_t { master, first_moment, second_moment };
+  /// parameter itself where there are none apart), the moments, and the gradient it reads.
+  enum class Kind : uint8_t { master, first_moment, second_moment, gradient };
   HeldPart held(const Parameter& parameter, Kind kind) const;
   /// The same shaped like parameter.value, where this rank holds all of it. Throws Error where
   /// replicas divide it.

@@ -8,8 +8,8 @@
 namespace gradus {
 
 /// Keeps the replicas of data parallelism (and of a tied embedding, and of what tensor parallelism
-/// does not cut) one model: sums the gradients of a bucket over replicas while backward goes on with
-/// the next, and brings updated weights back while the next forward pass has begun.
+/// does not cut) one model: sums the gradients of a bucket over replicas while backward goes on
+/// with the next, and brings updated weights back while the next forward pass has begun.
 class BucketSync final : public LayerHooks {
  public:
   /// model must outlive this.

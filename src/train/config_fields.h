@@ -102,7 +102,8 @@ inline constexpr auto kFields<TrainConfig> = std::tuple{
 template <>
 inline constexpr auto kFields<ParallelConfig> = std::tuple{
     Field{"tp", &ParallelConfig::tp, at_least(1), "Tensor-parallel ranks."},
-    Field{"pp", &ParallelConfig::pp, at_least(1), "Pipeline stages (one forward, one backward; arXiv:2104.04473)."},
+    Field{"pp", &ParallelConfig::pp, at_least(1),
+          "Pipeline stages (one forward, one backward; arXiv:2104.04473)."},
     Field{"dp", &ParallelConfig::dp, at_least(1),
           "Data-parallel ranks; auto: all ranks / (tp × pp × cp)."},
     Field{"cp", &ParallelConfig::cp, at_least(1),

@@ -31,8 +31,7 @@ std::vector<TensorPiece> pieces_here(const TrainingModel& model, const ParamSpec
 bool writes(const TrainingModel& model, const ParamSpec& spec) {
   const Parallelism& parallel = model.parallel();
   const Bucket& bucket = model.parameters().buckets()[static_cast<size_t>(spec.bucket)];
-  return bucket.holding == Holding::owner &&
-         (spec.cut != TpCut::none || parallel.tp.rank() == 0) &&
+  return bucket.holding == Holding::owner && (spec.cut != TpCut::none || parallel.tp.rank() == 0) &&
          (model.parameters().sharding() != Sharding::none || parallel.dp.rank() == 0);
 }
 

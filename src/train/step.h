@@ -20,8 +20,8 @@ class Stepper {
   Stepper(const Config& config, TrainingModel& model);
 
   /// One optimizer step over the global batch that starts at global sample `first_sample`, of which
-  /// each replica reads its part: forward and backward of each micro-batch, norm, clipping, AdamW at
-  /// rate lr. Throws DataError when the batch has no target.
+  /// each replica reads its part: forward and backward of each micro-batch, norm, clipping, AdamW
+  /// at rate lr. Throws DataError when the batch has no target.
   StepState run(const Loader& loader, int64_t first_sample, double lr);
   /// The same over what already stands in the model's tokens() and targets().
   StepState run(int64_t first_sample, double lr);

@@ -254,8 +254,7 @@ void Trainer::evaluate() {
 
 void Trainer::save() {
   if (saved_step_ == progress_.step) return;
-  const SaveResult result =
-      save_run(run_, progress_, config_, *data_.tokenizer, model_);
+  const SaveResult result = save_run(run_, progress_, config_, *data_.tokenizer, model_);
   saved_step_ = progress_.step;
   if (!first_rank()) return;
   log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));

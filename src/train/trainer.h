@@ -30,8 +30,9 @@ class Trainer {
     std::string resume_command;
     int local_ranks = 1;  ///< ranks of the run on this machine, which share its memory
   };
-  /// x, parallel and log must outlive this. Opens the data and the run's folder, finds the checkpoint to
-  /// go on from, checks it, and only then allocates. Throws any of the errors of these.
+  /// x, parallel and log must outlive this. Opens the data and the run's folder, finds the
+  /// checkpoint to go on from, checks it, and only then allocates. Throws any of the errors of
+  /// these.
   Trainer(const Options& options, Executor& x, Parallelism& parallel, spdlog::logger& log);
 
   enum class Outcome { finished, interrupted };

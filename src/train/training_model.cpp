@@ -51,9 +51,8 @@ TrainingModel::TrainingModel(const Config& config, int64_t vocabulary, Executor&
     : x_(x),
       parallel_(parallel),
       micro_batches_(micro_batches_of(config, parallel.dp)),
-      parameters_(
-          gpt_parameters(config.model, vocabulary, parallel.tp.size()),
-          parameter_options(config, stage_of(config, vocabulary, parallel.pp), parallel)),
+      parameters_(gpt_parameters(config.model, vocabulary, parallel.tp.size()),
+                  parameter_options(config, stage_of(config, vocabulary, parallel.pp), parallel)),
       optimizer_(config.optim, parameters_, &parallel),
       gpt_(gpt_options(config, vocabulary, stage_of(config, vocabulary, parallel.pp), parallel),
            parallel.tp) {}

@@ -3,9 +3,9 @@
 #include <memory>
 #include <vector>
 
-#include "core/rng.h"
 #include "parallel/parallelism.h"
 #include "train/step.h"
+#include "train/synthetic_batch.h"
 #include "train/training_model.h"
 
 namespace gradus::test {
@@ -48,19 +48,7 @@ struct TinyModel {
     fill_batch(0);
   }
 
-  /// The same tokens for the same number, whatever the layout: row i of the global batch is a
-  /// function of (number, i). Some targets are ignored.
-  void fill_batch(uint64_t number) {
-    const int64_t V = *config.model.vocab_size;
-    const int64_t count = model.tokens().numel();
-    for (int64_t i = 0; i < count; ++i) {
-      const auto global = static_cast<uint64_t>(parallel.dp.rank() * count + i);
-      const auto words = philox4x32(rng_key(99, number), 0, global);
-      model.tokens().as<int32_t>()[i] = static_cast<int32_t>(words[0] % static_cast<uint64_t>(V));
-      model.targets().as<int32_t>()[i] =
-          words[2] % 5 == 0 ? -1 : static_cast<int32_t>(words[1] % static_cast<uint64_t>(V));
-    }
-  }
+  void fill_batch(uint64_t number) { fill_synthetic_batch(model, number); }
 
   int64_t target_count() const {
     int64_t count = 0;

@@ -10,13 +10,13 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/tensor_piece.h"
 #include "data/prepare.h"
 #include "mpi_job.h"
 #include "parallel/mesh.h"
 #include "support/temp_dir.h"
 #include "support/tensors.h"
 #include "support/tiny_model.h"
+#include "train/held_values.h"
 #include "train/run_checkpoint.h"
 
 namespace gradus {
@@ -141,32 +141,6 @@ StepState step(test::TinyModel& tiny, uint64_t number, double lr) {
   return tiny.stepper.run(static_cast<int64_t>(number) * kGlobalBatch, lr);
 }
 
-/// Calls compare(logical element, value here) for every element of a parameter in `part`.
-template <typename Compare>
-void for_each_held(const Parameter& parameter, const HeldPart& part, Compare&& compare) {
-  for (const TensorPiece& piece : pieces_of(parameter, part.first, part.values)) {
-    const ConstTensor flat(piece.data.data(), piece.data.dtype(), Device::cpu,
-                           {piece.data.numel()});
-    for_each_run({piece.begin, piece.data}, parameter.spec.shape,
-                 [&](int64_t logical, int64_t memory, int64_t count) {
-                   for (int64_t i = 0; i < count; ++i) {
-                     compare(logical + i, test::get_value(flat, memory + i));
-                   }
-                 });
-  }
-}
-
-/// What this rank has of a parameter's summed gradient.
-HeldPart held_gradient(const test::TinyModel& tiny, const Parameter& parameter) {
-  const Bucket& bucket =
-      tiny.model.parameters().buckets()[static_cast<size_t>(parameter.spec.bucket)];
-  const ElementRange mine =
-      ElementRange{parameter.offset, parameter.offset + parameter.numel()}.intersect(bucket.shard);
-  if (mine.empty()) return {0, bucket.grad_shard.slice(0, 0, 0)};
-  return {mine.begin - parameter.offset,
-          bucket.grad_shard.slice(0, mine.begin - bucket.shard.begin, mine.numel())};
-}
-
 /// Largest difference of this rank's part of a gradient from the whole one, over its magnitude.
 double difference(const test::TinyModel& many, const Parameter& held, const ConstTensor& whole) {
   double largest = 0.0;
@@ -174,9 +148,10 @@ double difference(const test::TinyModel& many, const Parameter& held, const Cons
     largest = std::max(largest, std::abs(test::get_value(whole, i)));
   }
   double worst = 0.0;
-  for_each_held(held, held_gradient(many, held), [&](int64_t i, double value) {
-    worst = std::max(worst, std::abs(value - test::get_value(whole, i)));
-  });
+  for_each_held(held, many.model.optimizer().held(held, Optimizer::Kind::gradient),
+                [&](int64_t i, double value) {
+                  worst = std::max(worst, std::abs(value - test::get_value(whole, i)));
+                });
   return largest < 1e-12 ? worst : worst / largest;
 }
 
@@ -246,8 +221,7 @@ TEST(Layouts, ReplicasStayEqualToTheBit) {
         const auto mine = test::values(parameter.value);
         EXPECT_EQ(first_of(tiny.x, part.mesh.dp(), parameter.value), mine) << parameter.spec.name;
         if (parameter.spec.cut == TpCut::none) {
-          EXPECT_EQ(first_of(tiny.x, part.mesh.tp(), parameter.value), mine)
-              << parameter.spec.name;
+          EXPECT_EQ(first_of(tiny.x, part.mesh.tp(), parameter.value), mine) << parameter.spec.name;
         }
       }
       const Bucket& embedding = tiny.model.parameters().buckets().front();
@@ -273,8 +247,8 @@ TEST(Layouts, SequenceParallelismKeepsLess) {
   });
 }
 
-/// Where each replica has one micro-batch, levels sum the same numbers in the same order. With more,
-/// level 2 sums replicas before micro-batches.
+/// Where each replica has one micro-batch, levels sum the same numbers in the same order. With
+/// more, level 2 sums replicas before micro-batches.
 TEST(Layouts, ZeroLevelsAreEqualToTheBitAndKeepLess) {
   for (Layout layout : layouts_of(test::job().size())) {
     if (layout.mesh.dp == 1) continue;

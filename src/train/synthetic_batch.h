@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cstdint>
+
+#include "train/training_model.h"
+
+namespace gradus {
+
+/// Fills the model's tokens() and targets() with global batch `number` of an endless random text:
+/// element i of the global batch is a function of (number, i), whatever the layout. One target in
+/// five is to be ignored. For measuring and verifying, where the work of a step does not depend on
+/// what the tokens are.
+void fill_synthetic_batch(TrainingModel& model, uint64_t number);
+
+}  // namespace gradus
