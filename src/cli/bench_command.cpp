@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "cli/config_arguments.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "core/trace.h"
 #include "kernels/implementation.h"
 #include "parallel/parallelism.h"
 #include "train/run_data.h"
@@ -26,6 +28,7 @@ struct StepArguments {
   ConfigArguments config;
   int64_t steps = 20;
   int64_t warmup = 3;
+  std::string trace;  ///< file; empty: none
 };
 
 /// The largest of the ranks' values.
@@ -33,6 +36,11 @@ double largest(Executor& x, Communicator& world, double value) {
   const Tensor agreed(&value, DType::fp64, Device::cpu, {1});
   world.all_reduce(x, agreed, agreed, ReduceOp::max).wait(x);
   return value;
+}
+
+/// FILE of the first rank, FILE.rank1 and so on of the others.
+std::string trace_file(const std::string& file, const Bootstrap& bootstrap) {
+  return bootstrap.rank() == 0 ? file : fmt::format("{}.rank{}", file, bootstrap.rank());
 }
 
 /// Times whole optimizer steps; the first rank prints one JSON object.
@@ -49,19 +57,30 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   const Sizes& sizes = model.gpt().sizes();
   std::vector<double> seconds;
   StepState state;
+  Trace trace;
+  std::optional<TraceObserver> observer;
   for (int64_t step = -arguments.warmup; step < arguments.steps; ++step) {
     fill_synthetic_batch(model, static_cast<uint64_t>(step + arguments.warmup));
+    if (step == 0 && !arguments.trace.empty()) {
+      observer.emplace(x, trace);
+      bootstrap.trace(&trace);
+    }
     const auto begin = std::chrono::steady_clock::now();
     state = stepper.run(0, config.optim.lr);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     if (step >= 0) seconds.push_back(took.count());
   }
+  stepper.wait_for_weights();
+  observer.reset();
+  bootstrap.trace(nullptr);
+  if (!arguments.trace.empty())
+    trace.write(trace_file(arguments.trace, bootstrap), bootstrap.rank());
   const double peak = largest(x, mesh.world(), static_cast<double>(peak_resident_memory()));
   if (bootstrap.rank() != 0) return 0;
   std::ranges::sort(seconds);
   const double median = seconds[seconds.size() / 2];
   const auto tokens = static_cast<double>(config.train.global_batch * sizes.T);
-  const nlohmann::json line = {
+  nlohmann::json line = {
       {"event", "bench"},
       {"tokens_per_s", tokens / median},
       {"step_ms", 1e3 * median},
@@ -77,6 +96,15 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
       {"precision", to_string(config.train.precision)},
       {"threads", x.threads()},
       {"vectors", vector_instruction_set()}};
+  if (!arguments.trace.empty()) {
+    const auto per_step = [&](double all) {
+      return 1e3 * all / static_cast<double>(arguments.steps);
+    };
+    line["compute_ms"] = per_step(trace.seconds(Trace::Track::compute));
+    line["wait_ms"] = per_step(trace.seconds(Trace::Track::wait));
+    line["communication_ms"] = per_step(trace.seconds(Trace::Track::communication));
+    line["communication_hidden_ms"] = per_step(trace.hidden_seconds());
+  }
   fmt::print("{}\n", line.dump());
   return 0;
 }
@@ -122,7 +150,8 @@ void add_bench(CLI::App& program, Action& action) {
 
   auto step = std::make_shared<StepArguments>();
   CLI::App* step_command = command->add_subcommand(
-      "step", "Time whole optimizer steps on random tokens, on all ranks; one JSON object on the output");
+      "step",
+      "Time whole optimizer steps on random tokens, on all ranks; one JSON object on the output");
   step->config.add_to(*step_command);
   step_command->add_option("--steps", step->steps, "Steps to time; the median is reported")
       ->capture_default_str()
@@ -130,6 +159,9 @@ void add_bench(CLI::App& program, Action& action) {
   step_command->add_option("--warmup", step->warmup, "Steps before the first that counts")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  step_command->add_option("--trace", step->trace,
+                           "Write what each rank computes and communicates, for chrome://tracing, "
+                           "to FILE (FILE.rank1, …); tracing takes a little time itself");
   step_command->callback([step, &action] {
     action = [step](Bootstrap& bootstrap) { return bench_step(bootstrap, *step); };
   });

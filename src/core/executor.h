@@ -19,6 +19,10 @@ class OperationObserver {
  public:
   virtual ~OperationObserver() = default;
   virtual void completed(const char* operation, const ConstTensor& written) = 0;
+  /// A communication has been waited for; `written` is undefined where it wrote nothing.
+  virtual void waited(const char* operation, const ConstTensor& written) {
+    if (written.defined()) completed(operation, written);
+  }
 };
 
 /// What an operation runs on: a device, its threads and its scratch memory. One an (MPI) rank;
@@ -59,6 +63,10 @@ class Executor {
     for (const ConstTensor& tensor : written) {
       if (tensor.defined()) observer_->completed(operation, tensor);
     }
+  }
+  /// Each wait for a communication ends with this.
+  void waited(const char* operation, const ConstTensor& written) {
+    if (observer_ != nullptr) observer_->waited(operation, written);
   }
 
  private:

@@ -174,6 +174,10 @@ std::unique_ptr<Communicator> Bootstrap::split(int color, const std::string& nam
   return std::make_unique<SelfCommunicator>(name, rank_, *this);
 }
 
+void Bootstrap::trace(Trace* trace) {
+  if (engine_ != nullptr) engine_->trace(trace);
+}
+
 void Bootstrap::finish() {
   if (engine_ != nullptr && !finished_) engine_->finish();
   finished_ = true;
@@ -192,6 +196,8 @@ std::vector<std::string> Bootstrap::exchange(std::string_view mine) { return {st
 std::unique_ptr<Communicator> Bootstrap::split(int, const std::string& name) {
   return std::make_unique<SelfCommunicator>(name, rank_, *this);
 }
+
+void Bootstrap::trace(Trace*) {}
 
 void Bootstrap::finish() { finished_ = true; }
 

@@ -15,6 +15,7 @@
 namespace gradus {
 
 class MpiEngine;
+class Trace;
 
 struct BootstrapOptions {
   /// Seconds without progress after which an operation counts as stuck. Unset: the environment's
@@ -59,6 +60,9 @@ class Bootstrap final : public Job {
   /// The group of the ranks that give the same colour (>= 0), ordered by rank. Collective over the
   /// job, in the same order everywhere. The group must go before finish().
   std::unique_ptr<Communicator> split(int color, const std::string& name);
+
+  /// Records this rank's communication from now on; null: no longer. A rank alone has none.
+  void trace(Trace* trace);
 
   /// Prints "gradus: rank 2 of 4: MESSAGE" and ends every rank with exit code 1, within seconds.
   /// When several ranks fail at once, one of them prints.

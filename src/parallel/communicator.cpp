@@ -91,7 +91,7 @@ void Pending::wait(Executor& x) {
   if (waited_) return;
   waited_ = true;
   if (source_ != nullptr) std::exchange(source_, nullptr)->wait(x, ticket_);
-  x.completed(to_string(collective_), {written_});
+  x.waited(to_string(collective_), written_);
 }
 
 void Pending::abandon() noexcept {

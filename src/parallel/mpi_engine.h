@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/trace.h"
 #include "parallel/communicator.h"
 #include "parallel/mpi_control.h"
 #include "parallel/mpi_operation.h"
@@ -59,6 +60,12 @@ class MpiEngine final : public CompletionSource {
   /// Runs `function` on the communication thread, at once.
   void call(std::function<void()> function) { order(Urgency::at_once, std::move(function)); }
 
+  /// From now on records every operation, from its start to its end; null: no longer. It must
+  /// outlive that.
+  void trace(Trace* trace) {
+    call([this, trace] { trace_ = trace; });
+  }
+
   /// Leaves an order. Throws MpiError after a failure, and when kSlots operations have not been
   /// waited for.
   uint64_t submit(MpiGroup& group, MpiOperationSpec spec, std::span<const Transfer> transfers = {});
@@ -89,6 +96,7 @@ class MpiEngine final : public CompletionSource {
     MpiOperation operation;
     uint32_t slot = 0;
     int staging = -1;  ///< index into staging_, or none
+    Trace::Clock::time_point begin;
   };
   enum class Urgency { after_operations, at_once };
 
@@ -154,6 +162,7 @@ class MpiEngine final : public CompletionSource {
   MpiOperationSpec last_spec_;
   MpiOperation::Clock::time_point last_movement_;
   MpiOperation::Clock::time_point next_check_;
+  Trace* trace_ = nullptr;
   int polls_ = 0;
   bool finalised_ = false;
 

@@ -207,6 +207,7 @@ bool MpiEngine::start_operations() {
     Active& active = *active_.back();
     active.slot = index;
     active.staging = -1;
+    active.begin = Trace::Clock::now();
     std::byte* staging = nullptr;
     if (needs_staging) {
       active.staging = free_staging_.back();
@@ -232,6 +233,11 @@ bool MpiEngine::progress_operations() {
       continue;
     }
     moved = true;
+    if (trace_ != nullptr) {
+      const MpiOperation& operation = active.operation;
+      trace_->record(Trace::Track::communication, to_string(operation.spec().collective),
+                     operation.group().name.c_str(), active.begin, Trace::Clock::now());
+    }
     if (active.staging >= 0) free_staging_.push_back(active.staging);
     std::atomic<State>& state = slots_[active.slot].state;
     state.store(State::done, std::memory_order_release);
