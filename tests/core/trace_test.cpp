@@ -65,7 +65,8 @@ TEST(Trace, OperationsAreRecordedFromOneToTheNext) {
   trace.write(folder.path() / "trace.json", 3);
   std::ifstream file(folder.path() / "trace.json");
   std::string names;
-  for (const auto& event : nlohmann::json::parse(file).at("traceEvents")) {
+  const auto document = nlohmann::json::parse(file);
+  for (const auto& event : document.at("traceEvents")) {
     EXPECT_EQ(event.at("pid"), 3);
     if (event.at("ph") != "X") continue;
     EXPECT_GE(event.at("dur"), 0.0);
