@@ -13,4 +13,4 @@ scripts/install_dependencies.sh
 if [ "$preset" = release ]; then scripts/check_style.sh; fi
 cmake --preset "$preset" >/dev/null
 cmake --build --preset "$preset"
-ctest --preset "$preset" --timeout 600
+ctest --preset "$preset" --timeout 600 -j "$(nproc)"

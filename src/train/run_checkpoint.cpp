@@ -117,6 +117,7 @@ SaveResult save_run(const std::filesystem::path& run, const RunProgress& progres
   CheckpointContents contents;
   contents.step = progress.step;
   contents.state = {{"samples", progress.samples},
+                    {"evaluation_due", progress.evaluation_due},
                     {"vocabulary", model.gpt().sizes().V},
                     {"tokenizer_hash", fmt::format("{:016x}", tokenizer.hash())},
                     {"step_state", step_state_to_json(optimizer.state())}};
@@ -173,7 +174,9 @@ RunProgress load_run(const Checkpoint& checkpoint, TrainingModel& model) {
   model.publish();
   const nlohmann::json& state = checkpoint.state();
   optimizer.set_state(step_state_from_json(state.at("step_state")));
-  return {.step = checkpoint.step(), .samples = state.at("samples").get<int64_t>()};
+  return {.step = checkpoint.step(),
+          .samples = state.at("samples").get<int64_t>(),
+          .evaluation_due = state.value("evaluation_due", false)};
 }
 
 }  // namespace gradus

@@ -16,6 +16,7 @@ namespace gradus {
 struct RunProgress {
   int64_t step = 0;     ///< optimizer steps attempted
   int64_t samples = 0;  ///< training sequences used: the next global sample number
+  bool evaluation_due = false;  ///< a signal came before the evaluation of this step
 };
 
 /// Saves a training run into RUN/checkpoints: logical weights (the master weights where there are

@@ -160,6 +160,7 @@ void Trainer::log_start() {
 }
 
 Trainer::Outcome Trainer::run() {
+  evaluate_if_due();  // what a signal left undone
   if (progress_.step >= config_.train.steps) {
     log_.info("already trained to step {}; raise train.steps to go on", progress_.step);
     return Outcome::finished;
@@ -181,7 +182,8 @@ Trainer::Outcome Trainer::run() {
       log_step(state, interval);
     }
     const bool stop = stop_asked(signals);
-    if (data_.val && !stop && (last || due(progress_.step, config_.eval.every))) evaluate();
+    progress_.evaluation_due = data_.val && (last || due(progress_.step, config_.eval.every));
+    if (!stop) evaluate_if_due();
     if (last || stop || due(progress_.step, config_.checkpoint.every)) save();
     if (stop && !last) {
       const char* signal = signals.received();
@@ -240,7 +242,9 @@ void Trainer::handle_nonfinite(const StepState& state) {
   }
 }
 
-void Trainer::evaluate() {
+void Trainer::evaluate_if_due() {
+  if (!progress_.evaluation_due || !data_.val) return;
+  progress_.evaluation_due = false;
   const Stepper::Evaluation result = stepper_.evaluate(*data_.val, config_.eval.batches);
   const double perplexity = std::exp(result.loss);
   write_metrics({{"event", "eval"},

@@ -54,7 +54,7 @@ class Trainer {
   void log_start();
   void log_step(const StepState& state, Interval& interval);
   void handle_nonfinite(const StepState& state);
-  void evaluate();
+  void evaluate_if_due();
   void save();
 
   Options options_;

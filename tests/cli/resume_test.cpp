@@ -195,6 +195,23 @@ TEST_F(Resume, WithoutRegularCheckpointsThereIsOneWhenItIsStoppedAndOneAtTheEnd)
   expect_same_run(run, straight);
 }
 
+TEST_F(Resume, AnEvaluationThatASignalPutOffIsMadeUp) {
+  write_config(config_text("fp32", "none"));
+  const std::vector<std::string> settings = {"eval.every=1", "train.steps=120"};
+  const fs::path straight = straight_run(settings);
+  const fs::path run = folder() / "run";
+  GradusProcess process(folder(),
+                        {"train", "config.yaml", "run.dir=run", settings[0], settings[1]});
+  send_after(process, run, 40, SIGTERM);
+  const auto after = stopped(process.wait(), "SIGTERM");
+  ASSERT_TRUE(after);
+  const ProcessResult end = GradusProcess::shell(folder(), after->command).wait();
+  ASSERT_EQ(end.exit_code, 0) << end.text();
+  const auto evaluations = test::metrics_of(run, "eval");
+  ASSERT_EQ(evaluations.size(), 120u);
+  EXPECT_EQ(evaluations, test::metrics_of(straight, "eval"));
+}
+
 TEST_F(Resume, ARunWithoutValidationTextIsToldSoAndDividesNothingByZero) {
   write_config(config_text("fp32", "none"));
   fs::remove(folder() / "data" / "val.bin");
