@@ -60,7 +60,8 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   Trace trace;
   std::optional<TraceObserver> observer;
   for (int64_t step = -arguments.warmup; step < arguments.steps; ++step) {
-    fill_synthetic_batch(model, static_cast<uint64_t>(step + arguments.warmup));
+    fill_synthetic_batch(model, static_cast<uint64_t>(step + arguments.warmup),
+                         SyntheticTargets::all);
     if (step == 0 && !arguments.trace.empty()) {
       observer.emplace(x, trace);
       bootstrap.trace(&trace);

@@ -33,13 +33,13 @@ void print_stages(const std::vector<std::string>& stages) {
   fmt::print("\n");
 }
 
-/// What the busiest rank communicates, by purpose.
+/// What a rank of the first stage communicates, by purpose.
 void print_traffic(const TrainingModel& model, const MeshShape& mesh) {
   const std::vector<StepTraffic> rows = step_traffic(model);
   if (rows.empty()) return;
   const std::map<std::string, int> sizes = {
       {"tp", mesh.tp}, {"dp", mesh.dp}, {"pp", mesh.pp}, {"embedding", 2}};
-  fmt::print("communicated by a rank in a step\n");
+  fmt::print("sent in a step by a rank{}\n", mesh.pp > 1 ? " of the first stage" : "");
   fmt::print("{:<10} {:<33} {:<15} {:>8} {:>12} {:>12}\n", "group", "for", "collective", "calls",
              "payload", "sent");
   for (const StepTraffic& row : rows) {
@@ -67,15 +67,16 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
     TrainingModel model(config, vocabulary, x, parallel);
     std::unique_ptr<MemoryPlan> memory = model.plan();
     const PipelineStage& part = model.gpt().stage();
-    stages.push_back(fmt::format(
-        "stage {}: layers {} to {}{}{}, {} micro-batches in flight, {}", stage, part.first_layer,
-        part.end_layer - 1, part.first ? ", embeddings" : "", part.last ? ", head" : "",
-        model.gpt().options().slots, format_bytes(memory->total_bytes())));
+    stages.push_back(fmt::format("stage {}: layers {} to {}{}{}, {} micro-batches in flight, {}",
+                                 stage, part.first_layer, part.end_layer - 1,
+                                 part.first ? ", embeddings" : "", part.last ? ", head" : "",
+                                 model.gpt().options().slots, format_bytes(memory->total_bytes())));
     if (largest == nullptr || memory->total_bytes() > largest->total_bytes()) {
       largest = std::move(memory);
     }
   }
-  Parallelism parallel(mesh, {},
+  // The last replica's shards end with what tensor parallelism does not cut.
+  Parallelism parallel(mesh, {.dp = mesh.dp - 1},
                        {.sequence = config.parallel.sequence, .zero = config.parallel.zero});
   const TrainingModel model(config, vocabulary, x, parallel);
   const Sizes& sizes = model.gpt().sizes();

@@ -5,7 +5,7 @@
 
 namespace gradus {
 
-void fill_synthetic_batch(TrainingModel& model, uint64_t number) {
+void fill_synthetic_batch(TrainingModel& model, uint64_t number, SyntheticTargets which) {
   constexpr uint64_t kSeed = 99;
   const auto V = static_cast<uint64_t>(model.gpt().sizes().V);
   const int64_t count = model.tokens().numel();
@@ -15,7 +15,8 @@ void fill_synthetic_batch(TrainingModel& model, uint64_t number) {
   for (int64_t i = 0; i < count; ++i) {
     const auto words = philox4x32(rng_key(kSeed, number), 0, static_cast<uint64_t>(first + i));
     tokens[i] = static_cast<int32_t>(words[0] % V);
-    targets[i] = words[2] % 5 == 0 ? kIgnoredTarget : static_cast<int32_t>(words[1] % V);
+    const bool ignored = which == SyntheticTargets::four_in_five && words[2] % 5 == 0;
+    targets[i] = ignored ? kIgnoredTarget : static_cast<int32_t>(words[1] % V);
   }
 }
 

@@ -65,7 +65,7 @@ class Subject {
 
   /// One optimizer step over global batch `number`; at rate 0 the weights stay.
   StepState step(int64_t number, double lr) {
-    fill_synthetic_batch(model_, static_cast<uint64_t>(number));
+    fill_synthetic_batch(model_, static_cast<uint64_t>(number), SyntheticTargets::four_in_five);
     const StepState state = stepper_.run(number * config_.train.global_batch, lr);
     stepper_.wait_for_weights();
     return state;

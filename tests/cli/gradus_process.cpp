@@ -6,11 +6,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <fstream>
 #include <random>
+#include <sstream>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -44,6 +47,16 @@ std::vector<std::string> with_binary(const std::vector<std::string>& arguments) 
 
 GradusProcess::GradusProcess(const fs::path& folder, const std::vector<std::string>& arguments)
     : GradusProcess(folder, Command{with_binary(arguments)}) {}
+
+GradusProcess GradusProcess::mpirun(const fs::path& folder, int ranks,
+                                    const std::vector<std::string>& arguments) {
+  std::vector<std::string> words = {GRADUS_MPIRUN, "-np", std::to_string(ranks)};
+  const std::vector<std::string> program = with_binary(arguments);
+  words.insert(words.end(), program.begin(), program.end());
+  return {folder, Command{words}};
+}
+
+std::string gradus_binary() { return GRADUS_BINARY; }
 
 GradusProcess GradusProcess::shell(const fs::path& folder, const std::string& command) {
   // exec: signals are then sent to the program and not to its shell.
@@ -81,6 +94,27 @@ GradusProcess::~GradusProcess() {
 
 void GradusProcess::send(int signal) const {
   if (!ended_) ::kill(pid_, signal);
+}
+
+std::vector<pid_t> GradusProcess::children() const {
+  std::vector<pid_t> found;
+  for (const fs::directory_entry& entry : fs::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::ifstream file(entry.path() / "stat");
+    std::string stat;
+    std::getline(file, stat);
+    // "pid (name) state parent …"; a name may hold anything but ends with the last parenthesis.
+    const size_t after = stat.rfind(')');
+    if (after == std::string::npos) continue;
+    std::istringstream fields(stat.substr(after + 1));
+    char state = '?';
+    pid_t parent = 0;
+    fields >> state >> parent;
+    if (parent == pid_) found.push_back(std::stoi(name));
+  }
+  std::ranges::sort(found);
+  return found;
 }
 
 bool GradusProcess::running() {

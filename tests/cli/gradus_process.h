@@ -25,6 +25,9 @@ class GradusProcess {
  public:
   /// `gradus ARGUMENTS…`, started in `folder`.
   GradusProcess(const std::filesystem::path& folder, const std::vector<std::string>& arguments);
+  /// `mpirun -np RANKS gradus ARGUMENTS…`; signals go to mpirun.
+  static GradusProcess mpirun(const std::filesystem::path& folder, int ranks,
+                              const std::vector<std::string>& arguments);
   /// A shell's command line, for example one that gradus printed.
   static GradusProcess shell(const std::filesystem::path& folder, const std::string& command);
   GradusProcess(GradusProcess&& other) noexcept;
@@ -33,6 +36,8 @@ class GradusProcess {
   ~GradusProcess();
 
   void send(int signal) const;
+  /// The processes that this one started: mpirun's ranks, in the order of their ids.
+  std::vector<pid_t> children() const;
   bool running();
   /// Waits for the end; after five minutes kills the process and throws.
   ProcessResult wait();
@@ -49,6 +54,9 @@ class GradusProcess {
   bool ended_ = false;
   ProcessResult result_;
 };
+
+/// The program under test.
+std::string gradus_binary();
 
 /// Runs `gradus ARGUMENTS…` in `folder` to its end.
 ProcessResult run_gradus(const std::filesystem::path& folder,

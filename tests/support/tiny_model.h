@@ -48,7 +48,9 @@ struct TinyModel {
     fill_batch(0);
   }
 
-  void fill_batch(uint64_t number) { fill_synthetic_batch(model, number); }
+  void fill_batch(uint64_t number) {
+    fill_synthetic_batch(model, number, SyntheticTargets::four_in_five);
+  }
 
   int64_t target_count() const {
     int64_t count = 0;
