@@ -1,9 +1,12 @@
 #include "train/signals.h"
 
+#include <array>
 #include <csignal>
 
 namespace gradus {
 namespace {
+
+constexpr std::array kStopping = {SIGTERM, SIGINT, SIGUSR1};
 
 // The one place where a handler can leave word: the language allows it nothing else.
 volatile std::sig_atomic_t received_signal = 0;
@@ -17,13 +20,11 @@ extern "C" void note_signal(int signal) {
 
 StopSignals::StopSignals() {
   received_signal = 0;
-  std::signal(SIGTERM, note_signal);
-  std::signal(SIGINT, note_signal);
+  for (const int signal : kStopping) std::signal(signal, note_signal);
 }
 
 StopSignals::~StopSignals() {
-  std::signal(SIGTERM, SIG_DFL);
-  std::signal(SIGINT, SIG_DFL);
+  for (const int signal : kStopping) std::signal(signal, SIG_DFL);
 }
 
 const char* StopSignals::received() const {
@@ -32,6 +33,8 @@ const char* StopSignals::received() const {
       return "SIGTERM";
     case SIGINT:
       return "SIGINT";
+    case SIGUSR1:
+      return "SIGUSR1";
     default:
       return nullptr;
   }
