@@ -22,7 +22,7 @@ interface=${INTERFACE:-eth0}
 
 # --map-by slot fills one machine after the other, so tensor-parallel neighbours share one.
 # -x passes a variable on to every machine. NCCL's are for builds that have it: see README.md here.
-exec mpirun -np "$ranks" --hostfile "$hostfile" --map-by slot --bind-to none \
+exec scripts/mpirun.sh -np "$ranks" --hostfile "$hostfile" --map-by slot --bind-to none \
   --mca btl_tcp_if_include "$interface" --mca oob_tcp_if_include "$interface" \
   -x NCCL_SOCKET_IFNAME="$interface" -x NCCL_DEBUG="${NCCL_DEBUG:-WARN}" \
   -x GRADUS_COMMUNICATION_TIMEOUT="${GRADUS_COMMUNICATION_TIMEOUT:-600}" \

@@ -17,7 +17,7 @@ shift
 # What Open MPI needs in a container, as root, or with more ranks than cores.
 . scripts/mpi_env.sh
 
-# Ranks bind themselves to their share of the cores; mpirun must not do it first.
-# --tag-output would say which rank printed a line; only rank 0 does.
-exec "$MPIRUN" -np "$ranks" --map-by slot --bind-to none \
+# Ranks bind themselves to their share of the cores; mpirun must not do it first. scripts/mpirun.sh turns
+# SIGTERM and Ctrl-C into what mpirun lets the ranks answer: they finish the step and save.
+exec scripts/mpirun.sh -np "$ranks" --map-by slot --bind-to none \
   "${GRADUS:-build/release/bin/gradus}" train "$@"
