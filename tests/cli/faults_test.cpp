@@ -280,6 +280,7 @@ TEST_F(Faults, WrongUsageExitsWithTwoAndSaysWhatIsExpected) {
       {"train"},
       {"train", "config.yaml", "--steps", "3"},
       {"plan"},
+      {"verify"},
       {"data"},
       {"data", "prepare", "text.txt"},
       {"data", "inspect"},
@@ -329,8 +330,8 @@ TEST_F(Faults, EveryCommandHasHelp) {
       listed.push_back(top.substr(at, top.find(' ', at) - at));
     }
   }
-  EXPECT_THAT(listed,
-              testing::UnorderedElementsAre("train", "plan", "generate", "data", "bench", "info"));
+  EXPECT_THAT(listed, testing::UnorderedElementsAre("train", "plan", "verify", "generate", "data",
+                                                    "bench", "info"));
   const ProcessResult version = gradus({"--version"});
   EXPECT_EQ(version.exit_code, 0);
   EXPECT_THAT(version.out, testing::MatchesRegex("[0-9]+\\.[0-9]+\\.[0-9]+\n"));

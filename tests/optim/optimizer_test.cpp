@@ -109,7 +109,7 @@ class Problem {
   Bytes bytes() const {
     Bytes all;
     for (const auto& [name, t] : tensors_) {
-      if (name.ends_with("gradients") || name == "norm_partials" || name == "step_state") continue;
+      if (name.ends_with("gradients") || name.starts_with("norm_") || name == "step_state") continue;
       all.insert(all.end(), t.data(), t.data() + t.bytes());
     }
     return all;
