@@ -1,5 +1,6 @@
 #include "core/parameters.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -269,6 +270,163 @@ TEST(Parameters, RowsThatAreMultiplesOfThePaddingHaveNone) {
       {.name = "token", .shape = {16, 3}, .cut = TpCut::rows, .padded_rows = 16}};
   const Parameters parameters(specs, {.tp_rank = 1, .tp_size = 2});
   EXPECT_EQ(parameters["token"].logical(parameters["token"].value).shape(), (Shape{8, 3}));
+}
+
+const Sharding kShardings[] = {Sharding::none, Sharding::optimizer, Sharding::gradients};
+
+/// table() with `layers` equal blocks instead of one.
+std::vector<ParamSpec> deep_table(int layers) {
+  std::vector<ParamSpec> all;
+  for (ParamSpec spec : table(1)) {
+    if (spec.bucket == 2) spec.bucket = layers + 1;
+    for (int l = 1; l <= (spec.bucket == 1 ? layers : 1); ++l) {
+      all.push_back(spec);
+      if (spec.bucket != 1) continue;
+      all.back().bucket = l;
+      all.back().name = fmt::format("block.{}.{}", l - 1, spec.name);
+    }
+  }
+  return all;
+}
+
+TEST(ShardedParameters, ShardsOfReplicasCoverEachBucketOnceAndBeginAtSections) {
+  for (const Sharding sharding : {Sharding::optimizer, Sharding::gradients}) {
+    for (const int64_t replicas : {2, 3, 5, 8}) {
+      std::vector<int64_t> end(3, 0);
+      for (int64_t rank = 0; rank < replicas; ++rank) {
+        const Parameters parameters(table(1),
+                                    {.dp_rank = rank, .dp_size = replicas, .sharding = sharding});
+        for (size_t b = 0; b < 3; ++b) {
+          const Bucket& bucket = parameters.buckets()[b];
+          SCOPED_TRACE(testing::Message()
+                       << bucket.name << ", rank " << rank << " of " << replicas);
+          EXPECT_EQ(bucket.shard.begin, end[b]);
+          EXPECT_EQ(bucket.shard.begin % kSectionAlignment, 0);
+          EXPECT_EQ(bucket.shard.numel() * replicas, bucket.numel) << "equal parts";
+          EXPECT_LT(bucket.numel - bucket.sections.back().range.end, kSectionAlignment * replicas)
+              << "no more padding than alignment";
+          end[b] = bucket.shard.end;
+          if (rank == replicas - 1) {
+            EXPECT_EQ(end[b], bucket.numel);
+          }
+        }
+      }
+    }
+  }
+}
+
+/// Buckets travel whole, so every replica must have them alike, and every ZeRO level gives a rank
+/// the same place for every element.
+TEST(ShardedParameters, LieAlikeForEveryReplicaAndSharding) {
+  const Parameters reference(table(2), {.tp_size = 2, .dp_size = 3});
+  for (const Sharding sharding : kShardings) {
+    for (int64_t rank = 0; rank < 3; ++rank) {
+      const Parameters parameters(
+          table(2), {.tp_size = 2, .dp_rank = rank, .dp_size = 3, .sharding = sharding});
+      for (size_t i = 0; i < parameters.all().size(); ++i) {
+        EXPECT_EQ(parameters.all()[i].offset, reference.all()[i].offset);
+        EXPECT_EQ(parameters.all()[i].value.shape(), reference.all()[i].value.shape());
+      }
+      for (size_t b = 0; b < parameters.buckets().size(); ++b) {
+        const Bucket& bucket = parameters.buckets()[b];
+        EXPECT_EQ(bucket.numel, reference.buckets()[b].numel);
+        if (sharding == Sharding::none) {
+          EXPECT_EQ(bucket.shard.begin, 0);
+          EXPECT_EQ(bucket.shard.end, bucket.numel);
+        }
+      }
+    }
+  }
+}
+
+TEST(ShardedParameters, GradientShardsAreViewsUntilOnlyTheyAreKept) {
+  for (const Sharding sharding : kShardings) {
+    Bound bound(table(1), {.dp_rank = 1, .dp_size = 3, .sharding = sharding});
+    for (const Bucket& bucket : bound.parameters.buckets()) {
+      EXPECT_EQ(bucket.grad.numel(), bucket.numel);
+      EXPECT_EQ(bucket.grad_shard.numel(), bucket.shard.numel());
+      const float* grad = bucket.grad.as<float>();
+      const float* shard = bucket.grad_shard.as<float>();
+      if (sharding == Sharding::gradients) {
+        EXPECT_TRUE(shard >= grad + bucket.numel || shard + bucket.shard.numel() <= grad)
+            << "memory of its own";
+      } else {
+        EXPECT_EQ(shard, grad + bucket.shard.begin);
+      }
+    }
+  }
+}
+
+TEST(ShardedParameters, BlocksTakeTurnsInTwoGradientBuffers) {
+  constexpr int kLayers = 5;
+  const auto bytes_of = [](Sharding sharding) {
+    const Bound bound(deep_table(kLayers), {.dp_size = 2, .sharding = sharding});
+    return bound.arena->plan().bytes_of(Lifetime::Kind::persistent);
+  };
+  const Bound bound(deep_table(kLayers), {.dp_size = 2, .sharding = Sharding::gradients});
+  const auto& buckets = bound.parameters.buckets();
+  ASSERT_EQ(buckets.size(), static_cast<size_t>(kLayers) + 2);
+  std::set<const std::byte*> distinct;
+  for (size_t b = 0; b < buckets.size(); ++b) distinct.insert(buckets[b].grad.data());
+  EXPECT_EQ(distinct.size(), 4u) << "embedding, final, and two of the blocks";
+  for (size_t b = 1; b + 2 < static_cast<size_t>(kLayers) + 1; ++b) {
+    EXPECT_EQ(buckets[b].grad.data(), buckets[b + 2].grad.data());
+    EXPECT_NE(buckets[b].grad.data(), buckets[b + 1].grad.data());
+  }
+  for (const Parameter& p : bound.parameters.all()) {
+    const Bucket& bucket = buckets[static_cast<size_t>(p.spec.bucket)];
+    EXPECT_EQ(p.grad.as<float>(), bucket.grad.as<float>() + p.offset) << p.spec.name;
+  }
+  // Three whole gradients of blocks fewer, and a shard (a half, here) of each bucket more.
+  int64_t shards = 0;
+  for (const Bucket& bucket : buckets) shards += bucket.grad_shard.bytes();
+  EXPECT_EQ(bytes_of(Sharding::none) - bytes_of(Sharding::gradients),
+            3 * buckets[1].grad.bytes() - shards);
+}
+
+/// A table whose blocks differ, which no two blocks may share.
+TEST(ShardedParameters, BlocksOfDifferentSizesDoNotShare) {
+  std::vector<ParamSpec> specs = deep_table(3);
+  specs.push_back({.name = "block.2.extra", .shape = {64, 64}, .bucket = 3, .decay = true});
+  std::ranges::stable_sort(specs, {}, &ParamSpec::bucket);
+  const Bound bound(specs, {.dp_size = 2, .sharding = Sharding::gradients});
+  const auto& buckets = bound.parameters.buckets();
+  EXPECT_NE(buckets[3].numel, buckets[1].numel);
+  EXPECT_NE(buckets[3].grad.data(), buckets[1].grad.data());
+  EXPECT_EQ(buckets[3].grad.numel(), buckets[3].numel);
+}
+
+TEST(HeldParameters, BucketsOfOtherStagesHaveNoMemoryAndNoNames) {
+  constexpr auto N = Holding::none;
+  constexpr auto O = Holding::owner;
+  constexpr auto R = Holding::replica;
+  const Bound whole(deep_table(3));
+  for (const std::vector<Holding>& holdings :
+       {std::vector{O, O, N, N, N}, std::vector{R, N, N, O, O}, std::vector{N, N, O, N, N}}) {
+    const Bound stage(deep_table(3), {.holdings = holdings});
+    const Parameters& parameters = stage.parameters;
+    EXPECT_EQ(parameters.logical_numel(), whole.parameters.logical_numel()) << "the whole model's";
+    EXPECT_EQ(parameters.table().size(), whole.parameters.table().size());
+    for (size_t b = 0; b < holdings.size(); ++b) {
+      const Bucket& bucket = parameters.buckets()[b];
+      const Bucket& of_whole = whole.parameters.buckets()[b];
+      EXPECT_EQ(bucket.holding, holdings[b]);
+      EXPECT_EQ(bucket.name, of_whole.name);
+      EXPECT_EQ(bucket.value.defined(), holdings[b] != N);
+      EXPECT_EQ(bucket.grad.defined(), holdings[b] != N);
+      EXPECT_EQ(bucket.grad_shard.defined(), holdings[b] != N);
+      EXPECT_EQ(bucket.numel, holdings[b] == N ? 0 : of_whole.numel);
+    }
+    for (const Parameter& p : whole.parameters.all()) {
+      const bool held = holdings[static_cast<size_t>(p.spec.bucket)] != N;
+      ASSERT_EQ(parameters.has(p.spec.name), held) << p.spec.name;
+      if (held) {
+        EXPECT_EQ(parameters[p.spec.name].offset, p.offset);
+      } else {
+        EXPECT_THROW(parameters[p.spec.name], Error);
+      }
+    }
+  }
 }
 
 }  // namespace
