@@ -1,29 +1,40 @@
 #!/usr/bin/env bash
-# Several machines without a scheduler: every one of them is reached by ssh without a password, has the same
-# gradus at the same path, and sees the same folder for data and runs (NFS or the like).
+# Several machines without a scheduler.
 #   examples/mpirun_hostfile.sh HOSTFILE RANKS CONFIG [key=value ...]
-# A hostfile has a line for each machine, with its number of ranks (one a GPU, or one a group of cores):
-#   node1 slots=8
-#   node2 slots=8
+#   examples/mpirun_hostfile.sh examples/hostfile 16 configs/gpt_1b.yaml parallel.dp=auto
+# Every machine is reached by ssh without a password, has the same gradus and the same Open MPI at the same
+# paths, and sees the same folder for data and runs (NFS or the like); start it from there.
+# Ctrl-C or SIGTERM: all ranks finish the step and save, and the command that goes on is printed.
+# GRADUS names the program (default: build/release/bin/gradus), INTERFACE the network interface by which the
+# machines reach each other (default: Open MPI tries those it finds).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
 if [ $# -lt 3 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0"
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 hostfile=$1
 ranks=$2
 shift 2
 
-# The interface by which the machines reach each other. Open MPI tries all it finds, and a bridge of
-# a container that looks alike on every machine costs minutes or the job.
-interface=${INTERFACE:-eth0}
+options=(
+  -np "$ranks" --hostfile "$hostfile"
+  # One machine is filled after the other, so tensor-parallel neighbours share one.
+  --map-by slot
+  # Ranks divide the cores of their machine among themselves; mpirun must not bind them first.
+  --bind-to none
+)
+# A bridge that looks alike on every machine (docker0, virbr0) is an interface that Open MPI may try, and
+# wait for in vain.
+if [ -n "${INTERFACE:-}" ]; then
+  options+=(--mca btl_tcp_if_include "$INTERFACE" --mca oob_tcp_if_include "$INTERFACE")
+fi
+[ "$(id -u)" -ne 0 ] || options+=(--allow-run-as-root)
 
-# --map-by slot fills one machine after the other, so tensor-parallel neighbours share one.
-# -x passes a variable on to every machine. NCCL's are for builds that have it: see README.md here.
-exec scripts/mpirun.sh -np "$ranks" --hostfile "$hostfile" --map-by slot --bind-to none \
-  --mca btl_tcp_if_include "$interface" --mca oob_tcp_if_include "$interface" \
-  -x NCCL_SOCKET_IFNAME="$interface" -x NCCL_DEBUG="${NCCL_DEBUG:-WARN}" \
-  -x GRADUS_COMMUNICATION_TIMEOUT="${GRADUS_COMMUNICATION_TIMEOUT:-600}" \
-  "${GRADUS:-$PWD/build/release/bin/gradus}" train "$@"
+# mpirun hands on the environment only to ranks of its own machine; the others get what is named.
+while read -r name; do
+  options+=(-x "$name")
+done < <(compgen -e | grep -E '^(GRADUS|NCCL|OMP|UCX)_' || true)
+
+exec "$root/scripts/mpirun.sh" "${options[@]}" "${GRADUS:-$root/build/release/bin/gradus}" train "$@"

@@ -1,23 +1,26 @@
 #!/usr/bin/env bash
 # Several ranks on this machine.
 #   examples/mpirun_one_node.sh RANKS CONFIG [key=value ...]
+#   examples/mpirun_one_node.sh 2 configs/kjv_char_cpu.yaml parallel.tp=2 run.dir=runs/tp2
 #   examples/mpirun_one_node.sh 8 configs/gpt_1b.yaml
-#   examples/mpirun_one_node.sh 2 configs/kjv_char_cpu.yaml parallel.tp=2
-# GRADUS names the program; build/release/bin/gradus otherwise.
+# Ctrl-C or SIGTERM: all ranks finish the step and save, and the command that goes on is printed.
+# GRADUS names the program (default: build/release/bin/gradus).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
 if [ $# -lt 2 ]; then
-  sed -n '2,6s/^# \{0,1\}//p' "$0"
+  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 ranks=$1
 shift
 
-# What Open MPI needs in a container, as root, or with more ranks than cores.
-. scripts/mpi_env.sh
+# What Open MPI needs as root, in a container, or with more ranks than cores. On a cluster's own installation
+# leave it out.
+# shellcheck source=scripts/mpi_env.sh
+. "$root/scripts/mpi_env.sh"
 
-# Ranks bind themselves to their share of the cores; mpirun must not do it first. scripts/mpirun.sh turns
-# SIGTERM and Ctrl-C into what mpirun lets the ranks answer: they finish the step and save.
-exec scripts/mpirun.sh -np "$ranks" --map-by slot --bind-to none \
-  "${GRADUS:-build/release/bin/gradus}" train "$@"
+# scripts/mpirun.sh is mpirun that can be stopped without loss. Ranks divide the cores among themselves, so
+# mpirun must not bind them first.
+exec "$root/scripts/mpirun.sh" -np "$ranks" --bind-to none \
+  "${GRADUS:-$root/build/release/bin/gradus}" train "$@"

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# The same configuration with several learning rates, and the validation loss that each ended with.
+# An experiment: one configuration at several learning rates, and a table of the losses each ended with.
 #   examples/sweep.sh CONFIG RATE... [-- key=value ...]
 #   examples/sweep.sh configs/kjv_char_cpu.yaml 3e-4 1e-3 3e-3 -- train.steps=300
-# Every run has its own folder, so the script can be stopped and started again: runs that are done stay
-# done, one that was interrupted goes on.
+# Each run has a folder of its own, so the script can be stopped and started again: what is done stays done,
+# what was interrupted goes on, further rates can be added. GRADUS names the program (default:
+# build/release/bin/gradus), SWEEP the folder of the runs (default: runs/sweep_ and the configuration's name).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
+gradus=${GRADUS:-$root/build/release/bin/gradus}
 
 if [ $# -lt 2 ]; then
-  sed -n '2,6s/^# \{0,1\}//p' "$0"
+  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 config=$1
@@ -19,17 +21,28 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   shift
 done
 [ $# -eq 0 ] || shift # the --
+sweep=${SWEEP:-runs/sweep_$(basename "$config" .yaml)}
 
-name=$(basename "$config" .yaml)
+# gradus answers Ctrl-C by saving, and ends well: without this the next run would start.
+trap 'exit 130' INT
+
+# A rate that diverges ends its run with an error. That is a result, and not the end of the others. The final
+# rate keeps its ratio to the peak.
+failed=()
 for rate in "${rates[@]}"; do
-  "${GRADUS:-build/release/bin/gradus}" train "$config" "optim.lr=$rate" \
-    "run.dir=runs/sweep/$name/lr-$rate" "$@"
+  min_lr=$(awk -v rate="$rate" 'BEGIN { print rate / 10 }')
+  "$gradus" train "$config" "optim.lr=$rate" "optim.min_lr=$min_lr" "run.dir=$sweep/lr_$rate" "$@" ||
+    failed+=("$rate")
 done
 
-printf '\n%-12s %s\n' "optim.lr" "validation loss"
+# metrics.jsonl has one JSON object a line, its keys in alphabetical order.
+last() { # FILE EVENT KEY: the key's value in the last line of that event
+  sed -n "s/.*\"event\":\"$2\".*\"$3\":\([^,}]*\).*/\1/p" "$1" 2>/dev/null | tail -n 1
+}
+printf '\n%-10s %8s %12s %16s\n' "optim.lr" "steps" "loss" "validation loss"
 for rate in "${rates[@]}"; do
-  # The last line of the run's evaluations; metrics.jsonl has one JSON object a line.
-  loss=$(grep '"event":"eval"' "runs/sweep/$name/lr-$rate/metrics.jsonl" | tail -n 1 |
-    sed -n 's/.*"loss":\([0-9.eE+-]*\).*/\1/p')
-  printf '%-12s %s\n' "$rate" "${loss:-none}"
+  metrics=$sweep/lr_$rate/metrics.jsonl
+  printf '%-10s %8s %12.10s %16.10s\n' "$rate" "$(last "$metrics" train step)" "$(last "$metrics" train loss)" \
+    "$(last "$metrics" eval loss)"
 done
+[ ${#failed[@]} -eq 0 ] || { echo "ended with an error: ${failed[*]}" && exit 1; }
