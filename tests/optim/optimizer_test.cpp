@@ -7,128 +7,19 @@
 #include <cstring>
 #include <limits>
 #include <map>
-#include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "core/arena.h"
+#include "optimizer_problem.h"
 #include "support/tensors.h"
 #include "support/tolerances.h"
 
 namespace gradus {
 namespace {
 
-constexpr int64_t kPaddedRows = 16;
-
-/// Matrices and vectors, odd sizes, padded and tied rows, packed entries, several chunks of a norm.
-std::vector<ParamSpec> table() {
-  return {
-      {.name = "token",
-       .shape = {13, 11},
-       .cut = TpCut::rows,
-       .padded_rows = kPaddedRows,
-       .decay = true,
-       .tied = {"head"}},
-      {.name = "position", .shape = {5, 11}, .decay = true},
-      {.name = "ln", .shape = {11}, .bucket = 1},
-      {.name = "q", .shape = {11, 11}, .bucket = 1, .cut = TpCut::rows, .decay = true},
-      {.name = "k",
-       .shape = {11, 11},
-       .bucket = 1,
-       .cut = TpCut::rows,
-       .packed = true,
-       .decay = true},
-      {.name = "q.bias", .shape = {11}, .bucket = 1, .cut = TpCut::rows},
-      {.name = "up", .shape = {97, 23}, .bucket = 1, .cut = TpCut::rows, .decay = true},
-      {.name = "ln_f", .shape = {11}, .bucket = 2},
-  };
-}
-
-/// Remembers what an arena hands out, by name.
-class Recorder final : public TensorVisitor {
- public:
-  explicit Recorder(Arena& arena) : arena_(arena) {}
-  Tensor declare(std::string name, DType dtype, const Shape& shape,
-                 const Lifetime& lifetime) override {
-    return tensors[name] = arena_.declare(name, dtype, shape, lifetime);
-  }
-  std::map<std::string, Tensor> tensors;
-
- private:
-  Arena& arena_;
-};
-
-using Bytes = std::vector<std::byte>;
-
-/// Parameters and an optimizer with memory; weights drawn from a fixed stream.
-class Problem {
- public:
-  explicit Problem(const Precision& precision, const OptimConfig& config = {})
-      : parameters_(table(), {.precision = precision}), optimizer_(config, parameters_) {
-    auto plan = std::make_unique<MemoryPlan>(Device::cpu);
-    declare(*plan);
-    plan->lay_out();
-    arena_ = std::make_unique<Arena>(std::move(plan));
-    Recorder recorder(*arena_);
-    declare(recorder);
-    arena_->check_complete();
-    tensors_ = recorder.tensors;
-    optimizer_.reset(x_);
-    std::mt19937_64 rng(test::test_seed());
-    std::normal_distribution<double> draw(0.0, 0.5);
-    for (const Parameter& p : parameters_.all()) {
-      for (int64_t i = 0; i < p.spec.shape.numel(); ++i) {
-        test::set_value(optimizer_.master(p), i, draw(rng));
-      }
-    }
-    optimizer_.publish_master(x_);
-  }
-
-  const Parameters& parameters() const { return parameters_; }
-  Optimizer& optimizer() { return optimizer_; }
-  Executor& x() { return x_; }
-
-  /// Random gradients of the logical elements: the same for the same number.
-  void draw_gradients(uint64_t number, double std_dev = 0.1) {
-    optimizer_.zero_gradients(x_);
-    std::mt19937_64 rng(test::test_seed() + 77 * number);
-    std::normal_distribution<double> draw(0.0, std_dev);
-    for (const Parameter& p : parameters_.all()) {
-      for (int64_t i = 0; i < p.spec.shape.numel(); ++i) test::set_value(p.grad, i, draw(rng));
-    }
-  }
-
-  StepState step(double lr, double loss = 2.5) {
-    const Tensor loss_tensor(&loss, DType::fp64, Device::cpu, {1}, "loss");
-    optimizer_.step(x_, lr, loss_tensor);
-    return optimizer_.state();
-  }
-
-  /// Of weights, master weights and moments.
-  Bytes bytes() const {
-    Bytes all;
-    for (const auto& [name, t] : tensors_) {
-      if (name.ends_with("gradients") || name.starts_with("norm_") || name == "step_state") continue;
-      all.insert(all.end(), t.data(), t.data() + t.bytes());
-    }
-    return all;
-  }
-
-  const std::map<std::string, Tensor>& tensors() const { return tensors_; }
-
- private:
-  void declare(TensorVisitor& visitor) {
-    parameters_.declare(visitor);
-    optimizer_.declare(visitor);
-  }
-
-  Executor x_{Device::cpu, 2};
-  Parameters parameters_;
-  Optimizer optimizer_;
-  std::unique_ptr<Arena> arena_;
-  std::map<std::string, Tensor> tensors_;
-};
+using Problem = test::OptimizerProblem;
+using Bytes = Problem::Bytes;
+using test::kPaddedRows;
 
 struct Case {
   const char* name;
@@ -478,8 +369,7 @@ TEST_P(OptimizerIn, ResetForgetsMomentsAndCounts) {
   problem.optimizer().reset(problem.x());
   EXPECT_EQ(problem.optimizer().state().attempted, 0);
   for (const auto& [name, tensor] : problem.tensors()) {
-    if (name.ends_with(".weights") || name == "norm_partials") continue;
-    if (name.ends_with(".gradients") || name == "step_state") continue;
+    if (!Problem::is_optimizer_state(name)) continue;
     for (int64_t i = 0; i < tensor.numel(); ++i) {
       ASSERT_EQ(test::get_value(tensor, i), 0.0) << name;
     }
