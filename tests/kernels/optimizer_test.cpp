@@ -61,6 +61,41 @@ TEST(SumOfSquares, DoesNotOverflowWhereFp32Would) {
   EXPECT_NEAR(test::get_value(partials, 0), 2.0e60, 1.0e54);
 }
 
+TEST(SumPartials, AddsInIndexOrder) {
+  Executor x(Device::cpu, 2);
+  for (const int64_t n : kSizes) {
+    TensorPool pool(static_cast<uint64_t>(n));
+    const Tensor partials = pool.normal({n}, DType::fp64, 1.0e3);
+    const Tensor out = pool.poisoned({1}, DType::fp64);
+    sum_partials(x, out, partials);
+    double expected = 0.0;
+    for (const double partial : test::values(partials)) expected += partial;
+    EXPECT_EQ(test::get_value(out, 0), expected) << n << " partials";
+    pool.check_guards();
+  }
+  // Pairwise, or by lanes, this would be 0 or 2.
+  TensorPool pool;
+  const Tensor partials = pool.zeros({4}, DType::fp64);
+  const double terms[] = {1.0e16, 1.0, -1.0e16, 1.0};
+  for (int64_t i = 0; i < 4; ++i) test::set_value(partials, i, terms[i]);
+  const Tensor out = pool.poisoned({1}, DType::fp64);
+  sum_partials(x, out, partials);
+  EXPECT_EQ(test::get_value(out, 0), 1.0);
+}
+
+TEST(SumPartials, PassesOnWhatIsNotFinite) {
+  Executor x(Device::cpu, 1);
+  for (const double bad : {kInfinity, std::nan("")}) {
+    TensorPool pool;
+    const Tensor partials = pool.normal({131}, DType::fp64);
+    test::set_value(partials, 77, bad);
+    const Tensor out = pool.zeros({1}, DType::fp64);
+    sum_partials(x, out, partials);
+    EXPECT_EQ(std::isnan(test::get_value(out, 0)), std::isnan(bad));
+    EXPECT_FALSE(std::isfinite(test::get_value(out, 0)));
+  }
+}
+
 StepState decide(StepState state, double sum_of_squares, double loss, double clip_norm,
                  double lr = 0.25) {
   Executor x(Device::cpu, 1);
@@ -278,6 +313,10 @@ TEST(Optimizer, RefusesWhatDoesNotFit) {
   const Tensor one = pool.zeros({1}, DType::fp64);
   EXPECT_THROW(sum_of_squares(x, pool.zeros({2}, DType::fp64), a), ShapeError);
   EXPECT_THROW(sum_of_squares(x, fp32(1), a), ShapeError);
+  EXPECT_THROW(sum_partials(x, fp32(1), one), ShapeError);
+  EXPECT_THROW(sum_partials(x, one, a), ShapeError);
+  EXPECT_THROW(sum_partials(x, pool.zeros({2}, DType::fp64), one), ShapeError);
+  EXPECT_THROW(sum_partials(x, one, {}), ShapeError);
   EXPECT_THROW(decide_step(x, a, one, one, {}), ShapeError);
   EXPECT_THROW(decide_step(x, view(state), fp32(1), one, {}), ShapeError);
   EXPECT_THROW(decide_step(x, view(state), one, pool.zeros({2}, DType::fp64), {}), ShapeError);
