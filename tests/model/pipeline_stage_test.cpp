@@ -4,12 +4,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "core/error.h"
 
 namespace gradus {
 namespace {
+
+using testing::HasSubstr;
+using testing::ThrowsMessage;
 
 ModelConfig model_of(int64_t layers, int64_t channels = 64, bool tied = true) {
   return {.layers = layers, .channels = channels, .heads = 4, .tied_embeddings = tied};
@@ -62,8 +66,59 @@ TEST(PipelineStage, TheLastHasFewerLayersByWhatItsHeadCosts) {
   EXPECT_EQ(pipeline_stage(model_of(24, 2048), 50257, 3, 4).layers(), 4);
 }
 
+/// Operations of the slowest stage in units of a layer's.
+double slowest_of(const std::vector<int64_t>& layers, double head) {
+  const double others = static_cast<double>(*std::max_element(layers.begin(), layers.end() - 1));
+  return std::max(others, static_cast<double>(layers.back()) + head);
+}
+
+/// The least that slowest_of is over every way to divide `left` layers among the stages that are
+/// not in `given` yet.
+double least_of_all(std::vector<int64_t>& given, int64_t left, size_t stages, double head) {
+  if (given.size() == stages - 1) {
+    given.push_back(left);
+    const double slowest = slowest_of(given, head);
+    given.pop_back();
+    return slowest;
+  }
+  double least = std::numeric_limits<double>::infinity();
+  const auto behind = static_cast<int64_t>(stages - given.size() - 1);
+  for (int64_t layers = 1; layers <= left - behind; ++layers) {
+    given.push_back(layers);
+    least = std::min(least, least_of_all(given, left - layers, stages, head));
+    given.pop_back();
+  }
+  return least;
+}
+
+TEST(PipelineStage, NoOtherDivisionHasAFasterSlowestStage) {
+  constexpr int64_t kChannels = 64;
+  for (const double head : {0.01, 0.5, 1.0, 2.4, 7.0, 100.0}) {
+    const auto vocabulary = static_cast<int64_t>(head * 12 * kChannels);
+    const double cost = static_cast<double>(vocabulary) / (12 * kChannels);  // with F = 4C
+    for (int stages = 2; stages <= 5; ++stages) {
+      for (int64_t layers = stages; layers <= 13; ++layers) {
+        std::vector<int64_t> divided;
+        for (const PipelineStage& stage :
+             stages_of(model_of(layers, kChannels), vocabulary, stages)) {
+          divided.push_back(stage.layers());
+        }
+        std::vector<int64_t> given;
+        EXPECT_DOUBLE_EQ(slowest_of(divided, cost),
+                         least_of_all(given, layers, static_cast<size_t>(stages), cost))
+            << layers << " layers over " << stages << " stages, a head of " << cost << " layers";
+      }
+    }
+  }
+}
+
 TEST(PipelineStage, FewerLayersThanStagesAreRefused) {
-  EXPECT_THROW(pipeline_stage(model_of(3), 100, 0, 4), ConfigError);
+  for (const int stage : {0, 3}) {
+    EXPECT_THAT(
+        [&] { pipeline_stage(model_of(3), 100, stage, 4); },
+        ThrowsMessage<ConfigError>(HasSubstr("model.layers 3 are too few for pp 4: every stage")));
+  }
+  EXPECT_EQ(pipeline_stage(model_of(4), 100, 0, 4).layers(), 1);
 }
 
 TEST(PipelineStage, BucketsBelongToTheStageThatComputesThem) {
