@@ -1,6 +1,10 @@
 #include "train/trainer.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "checkpoint/checkpoint_folder.h"
 #include "core/atomic_file.h"
@@ -43,6 +47,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
       stepper_(config_, model_) {
   check_run_folder();
   const std::optional<Checkpoint> checkpoint = checkpoint_to_resume();
+  refuse_different_steps(checkpoint);
   if (checkpoint) {
     for (const std::string& change : check_run(*checkpoint, config_, *data_.tokenizer)) {
       log_.warn("changed since {}: {}", checkpoint->path().filename().string(), change);
@@ -113,6 +118,29 @@ void Trainer::refuse_going_back(const Checkpoint& checkpoint) const {
         "branch off, or remove the later folders of {}",
         checkpoint.step(), run_.string(), newest, checkpoints.string());
   }
+}
+
+/// A rank that does not see the run's folder, or found its newest checkpoint damaged, would start
+/// from other weights at another step, and sums over ranks would hide that.
+void Trainer::refuse_different_steps(const std::optional<Checkpoint>& checkpoint) {
+  Communicator* const world = model_.parallel().world;
+  if (world == nullptr) return;
+  double mine = checkpoint ? static_cast<double>(checkpoint->step()) : -1.0;  // exact to 2^53
+  std::vector<double> steps(static_cast<size_t>(world->size()));
+  const Tensor all(steps.data(), DType::fp64, Device::cpu, {world->size()});
+  const Tensor own(&mine, DType::fp64, Device::cpu, {1});
+  world->all_gather(model_.executor(), all, own).wait(model_.executor());
+  const auto other =
+      std::ranges::find_if(steps, [&](double step) { return step != steps.front(); });
+  if (other == steps.end()) return;
+  const auto found = [](double step) {
+    return step < 0.0 ? std::string("none") : fmt::format("that of step {:.0f}", step);
+  };
+  throw CheckpointError(
+      "the ranks do not go on from one checkpoint: rank 0 found {}, rank {} found {}; run.dir {} "
+      "(or "
+      "what checkpoint.resume names) must be a folder that all ranks share",
+      found(steps.front()), other - steps.begin(), found(*other), run_.string());
 }
 
 bool Trainer::first_rank() const {

@@ -47,6 +47,7 @@ class Trainer {
   std::optional<Checkpoint> checkpoint_to_resume();
   void prepare_run_folder();
   void refuse_going_back(const Checkpoint& checkpoint) const;
+  void refuse_different_steps(const std::optional<Checkpoint>& checkpoint);
   bool first_rank() const;
   void meet();
   bool stop_asked(const StopSignals& signals);
