@@ -2,7 +2,7 @@
 # mpirun, for runs that are to be stopped without loss:
 #   scripts/mpirun.sh -np 4 gradus train configs/kjv_char_cpu.yaml parallel.tp=2
 #
-# On SIGTERM or Ctrl-C Open MPI's mpirun ends the ranks itself, a second later, and returns 1. This script
+# On SIGTERM, Ctrl-C or a terminal that goes away Open MPI's mpirun ends the ranks itself, a second later, and returns 1. This script
 # passes them SIGUSR1 instead, which mpirun forwards: every rank finishes the step, one checkpoint is
 # saved, and the script returns 0. A second signal ends the job at once.
 set -uo pipefail
@@ -12,10 +12,10 @@ setsid "${MPIRUN:-mpirun}" "$@" </dev/null &
 job=$!
 
 stop() {
-  trap 'kill -TERM "$job"' TERM INT
+  trap 'kill -TERM "$job"' TERM INT HUP
   kill -USR1 "$job"
 }
-trap stop TERM INT
+trap stop TERM INT HUP
 
 wait "$job"
 code=$?

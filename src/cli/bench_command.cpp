@@ -43,6 +43,37 @@ std::string trace_file(const std::string& file, const Bootstrap& bootstrap) {
   return bootstrap.rank() == 0 ? file : fmt::format("{}.rank{}", file, bootstrap.rank());
 }
 
+/// Traces a rank's computation and communication while it lives.
+class Tracing {
+ public:
+  Tracing(Executor& x, Bootstrap& bootstrap, Trace& trace)
+      : bootstrap_(bootstrap), observer_(x, trace) {
+    bootstrap_.trace(&trace);
+  }
+  ~Tracing() { bootstrap_.trace(nullptr); }
+  Tracing(const Tracing&) = delete;
+  Tracing& operator=(const Tracing&) = delete;
+
+  void begin_step() { observer_.restart(); }
+
+ private:
+  Bootstrap& bootstrap_;
+  TraceObserver observer_;
+};
+
+/// What a trace says of one step, in milliseconds. Throws Error when events did not fit.
+nlohmann::json traced_step(const Trace& trace, int64_t steps) {
+  if (trace.left_out() > 0) {
+    throw Error(
+        fmt::format("{} events did not fit into the trace: use fewer --steps", trace.left_out()));
+  }
+  const auto per_step = [&](double all) { return 1e3 * all / static_cast<double>(steps); };
+  return {{"compute_ms", per_step(trace.seconds(Trace::Track::compute))},
+          {"wait_ms", per_step(trace.seconds(Trace::Track::wait))},
+          {"communication_ms", per_step(trace.seconds(Trace::Track::communication))},
+          {"communication_hidden_ms", per_step(trace.hidden_seconds())}};
+}
+
 /// Times whole optimizer steps; the first rank prints one JSON object.
 int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   const Config config = arguments.config.load();
@@ -50,6 +81,8 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   Mesh mesh(bootstrap, resolve_mesh(bootstrap.size(), layout.tp, layout.pp, layout.cp, layout.dp));
   Parallelism parallel(mesh, {.sequence = layout.sequence, .zero = layout.zero});
+  std::optional<Trace> trace;  // outlives what communicates
+  if (!arguments.trace.empty()) trace.emplace();
   TrainingModel model(config, run_vocabulary(config), x, parallel);
   model.allocate(bootstrap.local_size());
   model.initialize(static_cast<uint64_t>(config.seed));
@@ -57,25 +90,20 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   const Sizes& sizes = model.gpt().sizes();
   std::vector<double> seconds;
   StepState state;
-  Trace trace;
-  std::optional<TraceObserver> observer;
+  std::optional<Tracing> tracing;
   for (int64_t step = -arguments.warmup; step < arguments.steps; ++step) {
     fill_synthetic_batch(model, static_cast<uint64_t>(step + arguments.warmup),
                          SyntheticTargets::all);
-    if (step == 0 && !arguments.trace.empty()) {
-      observer.emplace(x, trace);
-      bootstrap.trace(&trace);
-    }
+    if (step == 0 && trace) tracing.emplace(x, bootstrap, *trace);
+    if (tracing) tracing->begin_step();
     const auto begin = std::chrono::steady_clock::now();
     state = stepper.run(0, config.optim.lr);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     if (step >= 0) seconds.push_back(took.count());
   }
   stepper.wait_for_weights();
-  observer.reset();
-  bootstrap.trace(nullptr);
-  if (!arguments.trace.empty())
-    trace.write(trace_file(arguments.trace, bootstrap), bootstrap.rank());
+  tracing.reset();
+  if (trace) trace->write(trace_file(arguments.trace, bootstrap), bootstrap.rank());
   const double peak = largest(x, mesh.world(), static_cast<double>(peak_resident_memory()));
   if (bootstrap.rank() != 0) return 0;
   std::ranges::sort(seconds);
@@ -97,15 +125,7 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
       {"precision", to_string(config.train.precision)},
       {"threads", x.threads()},
       {"vectors", vector_instruction_set()}};
-  if (!arguments.trace.empty()) {
-    const auto per_step = [&](double all) {
-      return 1e3 * all / static_cast<double>(arguments.steps);
-    };
-    line["compute_ms"] = per_step(trace.seconds(Trace::Track::compute));
-    line["wait_ms"] = per_step(trace.seconds(Trace::Track::wait));
-    line["communication_ms"] = per_step(trace.seconds(Trace::Track::communication));
-    line["communication_hidden_ms"] = per_step(trace.hidden_seconds());
-  }
+  if (trace) line.update(traced_step(*trace, arguments.steps));
   fmt::print("{}\n", line.dump());
   return 0;
 }

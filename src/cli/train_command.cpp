@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <cstdlib>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -35,7 +36,13 @@ std::string shell_word(const std::string& text) {
 /// The command that goes on with a run, as a user types it.
 std::string resume_command(const Bootstrap& bootstrap, const std::string& program,
                            const ConfigArguments& arguments, const Config& config) {
-  std::string line = bootstrap.size() > 1 ? fmt::format("mpirun -np {} ", bootstrap.size()) : "";
+  std::string line;
+  if (bootstrap.size() > 1) {
+    // Set by mpirun, also where it was started inside a Slurm job.
+    const bool by_mpirun = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
+    const bool by_srun = !by_mpirun && std::getenv("SLURM_STEP_ID") != nullptr;
+    line = fmt::format("{} {} ", by_srun ? "srun -n" : "mpirun -np", bootstrap.size());
+  }
   line += shell_word(program) + " train " + shell_word(arguments.file);
   for (const std::string& setting : arguments.overrides) line += " " + shell_word(setting);
   // Another setting would start afresh, or again from where this run started.
@@ -85,7 +92,10 @@ spdlog::logger make_log(const Bootstrap& bootstrap) {
   if (bootstrap.rank() != 0) {
     return spdlog::logger("gradus", std::make_shared<spdlog::sinks::null_sink_mt>());
   }
-  spdlog::logger log("gradus", std::make_shared<spdlog::sinks::stdout_color_sink_mt>());
+  // Launchers give their ranks a terminal of their own, whatever the output is written to.
+  const auto colors =
+      bootstrap.size() > 1 ? spdlog::color_mode::never : spdlog::color_mode::automatic;
+  spdlog::logger log("gradus", std::make_shared<spdlog::sinks::stdout_color_sink_mt>(colors));
   log.set_pattern("%H:%M:%S %^%L%$ %v");
   return log;
 }

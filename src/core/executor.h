@@ -14,7 +14,7 @@
 namespace gradus {
 
 /// Told of every tensor that an operation wrote, in program order. Used to find the first
-/// non-finite value of a replayed step.
+/// non-finite value of a replayed step, and to trace what a step spends its time on.
 class OperationObserver {
  public:
   virtual ~OperationObserver() = default;

@@ -43,6 +43,11 @@ void Trace::record(Track track, const char* name, const char* detail, Clock::tim
   events_.push_back(event);
 }
 
+int64_t Trace::left_out() const {
+  const std::lock_guard lock(mutex_);
+  return left_out_;
+}
+
 /// Ordered, and joined where they overlap.
 Trace::Spans Trace::spans(Track track) const {
   const std::lock_guard lock(mutex_);

@@ -26,6 +26,8 @@ class Trace {
   void record(Track track, const char* name, const char* detail, Clock::time_point begin,
               Clock::time_point end);
 
+  /// Events that did not fit: what the following say is then too little.
+  int64_t left_out() const;
   /// Time covered by a track's events; where events of one track lie over each other it counts
   /// once.
   double seconds(Track track) const;
@@ -61,6 +63,9 @@ class TraceObserver final : public OperationObserver {
   ~TraceObserver() override { x_.observe(nullptr); }
   TraceObserver(const TraceObserver&) = delete;
   TraceObserver& operator=(const TraceObserver&) = delete;
+
+  /// What has passed since the last operation belongs to none.
+  void restart() { last_ = Trace::Clock::now(); }
 
   void completed(const char* operation, const ConstTensor& written) override;
   void waited(const char* operation, const ConstTensor& written) override;

@@ -43,9 +43,9 @@ PipelineStage pipeline_stage(const ModelConfig& model, int64_t vocabulary, int s
   }
   const int64_t last = layers_of_last(model, vocabulary, stages);
   const int64_t others = stages - 1;
-  const int64_t layers = model.layers - last;
-  // Stage s of the others begins where floor(layers · s / others) of them have been given out.
-  const auto begin = [&](int64_t s) { return s < others ? layers * s / others : layers; };
+  const int64_t share = (model.layers - last) / others;
+  const int64_t short_ones = others - (model.layers - last) % others;
+  const auto begin = [&](int64_t s) { return share * s + std::max<int64_t>(0, s - short_ones); };
   PipelineStage part{.first_layer = begin(stage), .end_layer = begin(stage + 1)};
   part.first = stage == 0;
   part.last = stage == stages - 1;

@@ -14,8 +14,8 @@ namespace gradus {
 
 /// How far a run has come, beside weights and optimizer state.
 struct RunProgress {
-  int64_t step = 0;     ///< optimizer steps attempted
-  int64_t samples = 0;  ///< training sequences used: the next global sample number
+  int64_t step = 0;             ///< optimizer steps attempted
+  int64_t samples = 0;          ///< training sequences used: the next global sample number
   bool evaluation_due = false;  ///< a signal came before the evaluation of this step
 };
 

@@ -13,7 +13,7 @@ volatile std::sig_atomic_t received_signal = 0;
 
 extern "C" void note_signal(int signal) {
   received_signal = signal;
-  std::signal(signal, SIG_DFL);
+  std::signal(signal, signal == SIGINT ? SIG_DFL : SIG_IGN);
 }
 
 }  // namespace

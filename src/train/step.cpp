@@ -54,6 +54,7 @@ void Stepper::accumulate_gradients() {
   schedule_.train(
       x, model_.micro_batches(), [this](int64_t index, int64_t slot) { forward(index, slot); },
       [this](int64_t index, int64_t slot) { backward(index, slot); });
+  if (replay_ != nullptr) replay_->begin_pass(model_.micro_batches(), false);  // after all of them
   sync_.finish_gradients();
   sum_over_replicas_and_stages(model_.loss());
   scale(x, model_.loss(), 1.0 / static_cast<double>(target_count_));

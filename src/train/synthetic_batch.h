@@ -10,8 +10,8 @@ namespace gradus {
 enum class SyntheticTargets : uint8_t { all, four_in_five };
 
 /// Fills the model's tokens() and targets() with global batch `number` of an endless random text:
-/// element i of the global batch is a function of (number, i), whatever the layout. For measuring and
-/// verifying, where the work of a step does not depend on what the tokens are.
+/// element i of the global batch is a function of (number, i), whatever the layout. For measuring
+/// and verifying, where the work of a step does not depend on what the tokens are.
 void fill_synthetic_batch(TrainingModel& model, uint64_t number, SyntheticTargets which);
 
 }  // namespace gradus

@@ -9,6 +9,7 @@
 #include "checkpoint/checkpoint_folder.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "core/rng.h"
 #include "optim/schedule.h"
 
 namespace gradus {
@@ -30,6 +31,17 @@ nlohmann::json number(double value) {
 
 }  // namespace
 
+/// What ranks must have in common to start.
+struct Trainer::Start {
+  int64_t step = -1;        ///< of the checkpoint; -1: none
+  uint64_t checkpoint = 0;  ///< what it says of itself, as a hash
+  int64_t tokens = 0;
+  int64_t validation = -1;
+  uint64_t tokenizer = 0;
+
+  bool operator==(const Start&) const = default;
+};
+
 /// What happened since the last line of metrics.
 struct Trainer::Interval {
   int64_t steps = 0;
@@ -47,7 +59,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
       stepper_(config_, model_) {
   check_run_folder();
   const std::optional<Checkpoint> checkpoint = checkpoint_to_resume();
-  refuse_different_steps(checkpoint);
+  refuse_different_starts(checkpoint);
   if (checkpoint) {
     for (const std::string& change : check_run(*checkpoint, config_, *data_.tokenizer)) {
       log_.warn("changed since {}: {}", checkpoint->path().filename().string(), change);
@@ -55,6 +67,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
   }
   if (first_rank()) prepare_run_folder();
   meet();
+  refuse_folder_of_its_own();
   baseline_bytes_ = resident_memory();
   model_.allocate(options_.local_ranks);
   meet();  // before any rank fills its memory: what is free is divided among all
@@ -65,7 +78,8 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
   } else {
     model_.initialize(static_cast<uint64_t>(config_.seed));
   }
-  if (first_rank()) metrics_.emplace(run_ / "metrics.jsonl", progress_.step);
+  if (first_rank())
+    metrics_.emplace(run_ / "metrics.jsonl", progress_.step, progress_.evaluation_due);
   log_start();
 }
 
@@ -120,27 +134,52 @@ void Trainer::refuse_going_back(const Checkpoint& checkpoint) const {
   }
 }
 
-/// A rank that does not see the run's folder, or found its newest checkpoint damaged, would start
-/// from other weights at another step, and sums over ranks would hide that.
-void Trainer::refuse_different_steps(const std::optional<Checkpoint>& checkpoint) {
+/// Ranks that go on from different checkpoints, or read different data, would train on: sums over
+/// ranks hide that they are of different things.
+void Trainer::refuse_different_starts(const std::optional<Checkpoint>& checkpoint) {
   Communicator* const world = model_.parallel().world;
   if (world == nullptr) return;
-  double mine = checkpoint ? static_cast<double>(checkpoint->step()) : -1.0;  // exact to 2^53
-  std::vector<double> steps(static_cast<size_t>(world->size()));
-  const Tensor all(steps.data(), DType::fp64, Device::cpu, {world->size()});
-  const Tensor own(&mine, DType::fp64, Device::cpu, {1});
+  const Start mine{
+      .step = checkpoint ? checkpoint->step() : -1,
+      .checkpoint =
+          checkpoint ? rng_site(checkpoint->state().dump() + checkpoint->file("config.yaml")) : 0,
+      .tokens = data_.train.token_count(),
+      .validation = data_.val ? data_.val->samples_per_epoch() : -1,
+      .tokenizer = data_.tokenizer->hash()};
+  std::vector<Start> starts(static_cast<size_t>(world->size()));
+  constexpr int64_t kBytes = sizeof(Start);
+  const Tensor all(starts.data(), DType::u8, Device::cpu, {kBytes * world->size()});
+  const ConstTensor own(&mine, DType::u8, Device::cpu, {kBytes});
   world->all_gather(model_.executor(), all, own).wait(model_.executor());
-  const auto other =
-      std::ranges::find_if(steps, [&](double step) { return step != steps.front(); });
-  if (other == steps.end()) return;
-  const auto found = [](double step) {
-    return step < 0.0 ? std::string("none") : fmt::format("that of step {:.0f}", step);
-  };
-  throw CheckpointError(
-      "the ranks do not go on from one checkpoint: rank 0 found {}, rank {} found {}; run.dir {} "
-      "(or "
-      "what checkpoint.resume names) must be a folder that all ranks share",
-      found(steps.front()), other - steps.begin(), found(*other), run_.string());
+  const Start& first = starts.front();
+  const auto other = std::ranges::find_if(starts, [&](const Start& s) { return s != first; });
+  if (other == starts.end()) return;
+  const auto rank = other - starts.begin();
+  if (other->step != first.step || other->checkpoint != first.checkpoint) {
+    const auto found = [](const Start& start) {
+      return start.step < 0 ? std::string("none") : fmt::format("that of step {}", start.step);
+    };
+    throw CheckpointError(
+        "the ranks do not go on from one checkpoint: rank 0 found {}, rank {} found {}{}; run.dir "
+        "{} "
+        "(or what checkpoint.resume names) must be a folder that all ranks share",
+        found(first), rank, found(*other), other->step == first.step ? " of another run" : "",
+        run_.string());
+  }
+  throw DataError(
+      "the ranks read different data: rank 0 has {} tokens of training text and {} samples of "
+      "validation text, rank {} has {} and {}{}; give all of them the same data.train and data.val",
+      first.tokens, std::max<int64_t>(first.validation, 0), rank, other->tokens,
+      std::max<int64_t>(other->validation, 0),
+      other->tokenizer == first.tokenizer ? "" : ", tokenized by another tokenizer");
+}
+
+/// Every rank writes its part of each checkpoint into the folder that the first rank has just made.
+void Trainer::refuse_folder_of_its_own() const {
+  if (std::filesystem::exists(run_ / "config.yaml")) return;
+  throw IoError(
+      "run.dir {} is not the folder that rank 0 has made: it must be one that all ranks share",
+      run_.string());
 }
 
 bool Trainer::first_rank() const {
@@ -154,8 +193,8 @@ void Trainer::meet() {
 }
 
 /// Whether any rank was asked to stop: all of them stop after the same step.
-bool Trainer::stop_asked(const StopSignals& signals) {
-  int32_t asked = signals.received() != nullptr ? 1 : 0;
+bool Trainer::stop_asked() {
+  int32_t asked = signals_.received() != nullptr ? 1 : 0;
   if (Communicator* const world = model_.parallel().world; world != nullptr) {
     const Tensor flag(&asked, DType::i32, Device::cpu, {1});
     world->all_reduce(model_.executor(), flag, flag, ReduceOp::max).wait(model_.executor());
@@ -193,7 +232,6 @@ Trainer::Outcome Trainer::run() {
     log_.info("already trained to step {}; raise train.steps to go on", progress_.step);
     return Outcome::finished;
   }
-  const StopSignals signals;
   Interval interval;
   while (progress_.step < config_.train.steps) {
     const Clock::time_point begin = Clock::now();
@@ -201,20 +239,21 @@ Trainer::Outcome Trainer::run() {
     const StepState state = stepper_.run(data_.train, progress_.samples, lr);
     progress_.step += 1;
     progress_.samples += config_.train.global_batch;
+    const bool last = progress_.step == config_.train.steps;
+    const bool stop =
+        stop_asked();  // weights of other replicas may still be on their way before it
     interval.steps += 1;
     interval.seconds += seconds_since(begin);
 
-    const bool last = progress_.step == config_.train.steps;
     if (state.nonfinite != 0) handle_nonfinite(state);
     if (last || progress_.step == 1 || due(progress_.step, config_.log.every)) {
       log_step(state, interval);
     }
-    const bool stop = stop_asked(signals);
     progress_.evaluation_due = data_.val && (last || due(progress_.step, config_.eval.every));
-    if (!stop) evaluate_if_due();
+    if (!stop || last) evaluate_if_due();
     if (last || stop || due(progress_.step, config_.checkpoint.every)) save();
     if (stop && !last) {
-      const char* signal = signals.received();
+      const char* signal = signals_.received();
       log_.info("stopped by {} after step {}. To go on: {}",
                 signal == nullptr ? "a signal to another rank" : signal, progress_.step,
                 options_.resume_command);

@@ -41,16 +41,18 @@ class Trainer {
   const TrainingModel& model() const { return model_; }
 
  private:
+  struct Start;
   struct Interval;
 
   void check_run_folder() const;
   std::optional<Checkpoint> checkpoint_to_resume();
   void prepare_run_folder();
   void refuse_going_back(const Checkpoint& checkpoint) const;
-  void refuse_different_steps(const std::optional<Checkpoint>& checkpoint);
+  void refuse_different_starts(const std::optional<Checkpoint>& checkpoint);
+  void refuse_folder_of_its_own() const;
   bool first_rank() const;
   void meet();
-  bool stop_asked(const StopSignals& signals);
+  bool stop_asked();
   void write_metrics(const nlohmann::json& line);
   void log_start();
   void log_step(const StepState& state, Interval& interval);
@@ -58,6 +60,7 @@ class Trainer {
   void evaluate_if_due();
   void save();
 
+  StopSignals signals_;  // first: loading a checkpoint may take long
   Options options_;
   const Config& config_;
   spdlog::logger& log_;

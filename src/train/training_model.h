@@ -27,7 +27,8 @@ class TrainingModel {
   /// Draws the initial weights.
   void initialize(uint64_t seed);
   /// Brings the optimizer's master weights, written from outside, to the parameters of all
-  /// replicas, which call this together.
+  /// replicas, which call this together. No step's weights may be on their way
+  /// (Stepper::wait_for_weights).
   void publish();
 
   const Parameters& parameters() const { return parameters_; }

@@ -26,6 +26,7 @@ namespace {
 
 constexpr double kDifferenceLimit = 1e-6;  // central differences in fp64
 constexpr double kLayoutLimit = 1e-10;     // sums in another order in fp64
+constexpr double kUpdatedLimit = 1e-7;     // the same, carried on by AdamW
 constexpr double kTrainingRate = 1e-2;
 // Gradients below this share of the model's largest are rounding noise around zero (those of key
 // biases are zero by mathematics) and are measured against it.
@@ -125,8 +126,8 @@ struct Gradients {
   }
 };
 
-Gradients gradients_of(Subject& subject) {
-  const StepState state = subject.step(0, 0.0);
+Gradients gradients_of(Subject& subject, int64_t number = 0) {
+  const StepState state = subject.step(number, 0.0);
   Gradients gradients{.loss = state.loss, .norm = state.grad_norm};
   for (const Parameter& parameter : subject.parameters().all()) {
     auto& values = gradients.values[parameter.spec.name];
@@ -137,9 +138,9 @@ Gradients gradients_of(Subject& subject) {
   return gradients;
 }
 
-/// What `subject` has of the gradients, against all of them.
-Deviation deviation_from(const Gradients& expected, Subject& subject) {
-  const StepState state = subject.step(0, 0.0);
+/// What `subject` has of the gradients of batch `number`, against all of them.
+Deviation deviation_from(const Gradients& expected, Subject& subject, int64_t number = 0) {
+  const StepState state = subject.step(number, 0.0);
   Deviation deviation;
   deviation.add(std::abs(state.loss - expected.loss) / expected.loss, "the loss");
   deviation.add(std::abs(state.grad_norm - expected.norm) / expected.norm, "the gradients' norm");
@@ -194,7 +195,7 @@ Deviation deviation_from_differences(Subject& subject, size_t rank, size_t ranks
   return deviation;
 }
 
-/// How many elements of what two models' optimizers have differ.
+/// 1 where a tensor of what two models' optimizers have differs in any bit, else 0.
 Deviation differing_elements(Subject& one, Subject& other) {
   using Kind = Optimizer::Kind;
   Deviation deviation;
@@ -307,6 +308,8 @@ class Verification {
     plain.train.micro_batch = plain.train.global_batch;
     Subject reference(plain);
     expected_ = gradients_of(reference);
+    reference.step(0, kTrainingRate);
+    expected_after_ = gradients_of(reference, 1);
     for (const Recompute recompute : {Recompute::selective, Recompute::full}) {
       Config config = plain;
       config.train.recompute = recompute;
@@ -327,6 +330,12 @@ class Verification {
     check(layout.name() + " against one rank, fp64", kLayoutLimit, [&] {
       Subject subject(exact(), bootstrap_, layout);
       return deviation_from(expected_, subject);
+    });
+    check(layout.name() + " after an update, fp64", kUpdatedLimit, [&] {
+      Subject subject(exact(), bootstrap_, layout);
+      subject.step(0, 0.0);
+      subject.step(0, kTrainingRate);
+      return deviation_from(expected_after_, subject, 1);
     });
     check_resume(layout);
   }
@@ -358,13 +367,14 @@ class Verification {
   std::unique_ptr<Communicator> world_;
   const std::function<void(const Check&)>& report_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  Gradients expected_;
+  Gradients expected_;        // of the initial weights
+  Gradients expected_after_;  // of those after an update
   std::vector<Check> checks_;
 };
 
-/// The largest divisor of `value` up to `most`.
+/// The largest divisor of `value` up to `most`, at least 1.
 int64_t divisor_up_to(int64_t value, int64_t most) {
-  int64_t divisor = std::min(value, most);
+  int64_t divisor = std::clamp<int64_t>(most, 1, value);
   while (value % divisor != 0) --divisor;
   return divisor;
 }
@@ -383,7 +393,12 @@ Config shrink_for_verification(const Config& config, int ranks, std::vector<std:
       static_cast<double>(resolved_mlp_width(model)) / static_cast<double>(model.channels);
   lower("model.layers", model.layers, std::max(4, ranks));
   const int64_t head_size = std::min<int64_t>(model.channels / model.heads, 4);
-  lower("model.heads", model.heads, divisor_up_to(model.heads, 16));
+  const int64_t tp = small.parallel.tp;
+  if (model.heads > 16) {  // to a divisor of theirs that the run's own tp divides
+    const int64_t fewer = model.heads % tp == 0 ? tp * divisor_up_to(model.heads / tp, 16 / tp)
+                                                : divisor_up_to(model.heads, 16);
+    lower("model.heads", model.heads, fewer);
+  }
   lower("model.channels", model.channels, model.heads * head_size);
   // A multiple of the heads: what cuts heads then cuts the MLP too.
   const int64_t width =
@@ -393,7 +408,7 @@ Config shrink_for_verification(const Config& config, int ranks, std::vector<std:
         fmt::format("model.mlp_width {} -> {}", resolved_mlp_width(config.model), width));
   }
   model.mlp_width = width;
-  lower("model.context", model.context, 24);
+  lower("model.context", model.context, (24 + tp - 1) / tp * tp);
   int64_t vocabulary = model.vocab_size.value_or(std::numeric_limits<int64_t>::max());
   if (vocabulary > 131) {
     rule.push_back(fmt::format("model.vocab_size {} -> 131", model.vocab_size

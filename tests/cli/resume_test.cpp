@@ -197,14 +197,19 @@ TEST_F(Resume, WithoutRegularCheckpointsThereIsOneWhenItIsStoppedAndOneAtTheEnd)
 
 TEST_F(Resume, AnEvaluationThatASignalPutOffIsMadeUp) {
   write_config(config_text("fp32", "none"));
-  const std::vector<std::string> settings = {"eval.every=1", "train.steps=120"};
+  const std::vector<std::string> settings = {"eval.every=1", "train.steps=120",
+                                             "checkpoint.every=0"};
   const fs::path straight = straight_run(settings);
   const fs::path run = folder() / "run";
-  GradusProcess process(folder(),
-                        {"train", "config.yaml", "run.dir=run", settings[0], settings[1]});
+  GradusProcess process(
+      folder(), {"train", "config.yaml", "run.dir=run", settings[0], settings[1], settings[2]});
   send_after(process, run, 40, SIGTERM);
   const auto after = stopped(process.wait(), "SIGTERM");
   ASSERT_TRUE(after);
+  // Killed after it was made up and before the next checkpoint, it is made again and written once.
+  GradusProcess killed = GradusProcess::shell(folder(), after->command);
+  send_after(killed, run, after->step + 3, SIGKILL);
+  ASSERT_EQ(killed.wait().signal, SIGKILL) << "it ended before the signal came";
   const ProcessResult end = GradusProcess::shell(folder(), after->command).wait();
   ASSERT_EQ(end.exit_code, 0) << end.text();
   const auto evaluations = test::metrics_of(run, "eval");

@@ -46,11 +46,14 @@ TEST(PipelineStage, StagesFollowEachOtherAndCoverEveryLayerOnce) {
 }
 
 TEST(PipelineStage, OfTheOthersTheLaterHaveTheLongerShare) {
-  for (int64_t layers = 4; layers <= 40; ++layers) {
-    auto stages = stages_of(model_of(layers), 1000, 4);
-    stages.pop_back();
-    EXPECT_LE(stages.back().layers() - stages.front().layers(), 1) << layers;
-    EXPECT_TRUE(std::ranges::is_sorted(stages, {}, &PipelineStage::layers)) << layers;
+  for (int count = 2; count <= 12; ++count) {
+    for (int64_t layers = count; layers <= 40; ++layers) {
+      auto stages = stages_of(model_of(layers), 1000, count);
+      stages.pop_back();
+      EXPECT_LE(stages.back().layers() - stages.front().layers(), 1) << layers << ", " << count;
+      EXPECT_TRUE(std::ranges::is_sorted(stages, {}, &PipelineStage::layers))
+          << layers << ", " << count;
+    }
   }
 }
 
