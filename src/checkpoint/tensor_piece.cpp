@@ -28,8 +28,7 @@ std::vector<TensorPiece> pieces_of(const Parameter& parameter, int64_t first,
     const int64_t rows = column == 0 && left >= columns ? left / columns : 1;
     const int64_t width = rows > 1 ? columns : std::min(left, columns - column);
     const Tensor part = values.slice(0, begin - first, rows * width).reshape({rows, width});
-    pieces.push_back(
-        TensorPiece::box({begin / columns, parameter.row_begin + column}, part));
+    pieces.push_back(TensorPiece::box({begin / columns, parameter.row_begin + column}, part));
     begin += rows * width;
   }
   return pieces;

@@ -37,8 +37,7 @@ using ConstTensorPiece = BasicTensorPiece<true>;
 
 /// The logical part of elements [first, first + n) of a parameter's memory on this rank, which
 /// `values` (n) holds: none where all of it is padding, else a range, or up to three boxes.
-std::vector<TensorPiece> pieces_of(const Parameter& parameter, int64_t first,
-                                   const Tensor& values);
+std::vector<TensorPiece> pieces_of(const Parameter& parameter, int64_t first, const Tensor& values);
 
 /// A tensor to be written: what the file declares, and the parts of it that are here. The parts of
 /// all ranks together cover it exactly.

@@ -133,8 +133,7 @@ Tensor Parameters::declare_gradients(TensorVisitor& visitor, const Bucket& bucke
   }
   const std::string name =
       in_turns ? fmt::format("block_gradients.{}", index % 2) : bucket.name + ".gradients";
-  return visitor.declare(name, options_.precision.gradient, {bucket.numel},
-                         Lifetime::persistent());
+  return visitor.declare(name, options_.precision.gradient, {bucket.numel}, Lifetime::persistent());
 }
 
 const Parameter* Parameters::find(std::string_view name) const {

@@ -75,7 +75,8 @@ struct BucketSection {
 enum class Holding : uint8_t {
   none,
   owner,
-  replica,  ///< an earlier stage has it too; gradients are summed, norms and checkpoints leave it out
+  replica,  ///< an earlier stage has it too; gradients are summed, norms and checkpoints leave it
+            ///< out
 };
 
 /// What data-parallel replicas divide among themselves (arXiv:1910.02054).

@@ -86,7 +86,8 @@ void Gpt::declare(TensorVisitor& visitor, const Parameters& parameters, const Ex
     return visitor.declare(name, precision.residual, {s.B, s.T, s.C},
                            Lifetime::transient({{instant, instant}}));
   };
-  if (stage_.first && sequence) embedded_full_ = full_residual("embedded_full", instant::kEmbedding);
+  if (stage_.first && sequence)
+    embedded_full_ = full_residual("embedded_full", instant::kEmbedding);
   if (stage_.last) head_acts_.declare(visitor, s, precision, tp_, backward);
   if (backward) {
     d_residual_ =

@@ -37,7 +37,7 @@ class Gpt {
     Precision precision;
     Keep keep = Keep::all;
     int64_t B = 1;
-    int64_t T = 1;  ///< at most model.context
+    int64_t T = 1;                            ///< at most model.context
     std::optional<PipelineStage> stage = {};  ///< none: the whole model
     int64_t slots = 1;  ///< micro-batches between forward and backward at the same time
   };

@@ -22,8 +22,7 @@ Tensor part_of(const Tensor& shard, int64_t shard_begin, const ElementRange& ran
 
 }  // namespace
 
-Optimizer::Optimizer(const OptimConfig& config, const Parameters& parameters,
-                     Parallelism* parallel)
+Optimizer::Optimizer(const OptimConfig& config, const Parameters& parameters, Parallelism* parallel)
     : config_(config), parameters_(parameters), parallel_(parallel) {}
 
 void Optimizer::declare(TensorVisitor& visitor) {
@@ -81,8 +80,8 @@ void Optimizer::sum_norm(Executor& x) {
   for (const Bucket& bucket : parameters_.buckets()) {
     for (const BucketSection& section : bucket.sections) {
       const ElementRange mine = section.range.intersect(bucket.shard);
-      const bool counts = bucket.holding == Holding::owner &&
-                          (counts_replicas || !section.replicated);
+      const bool counts =
+          bucket.holding == Holding::owner && (counts_replicas || !section.replicated);
       if (counts && !mine.empty()) {
         const int64_t skipped = (mine.begin - section.range.begin) / kNormChunk;
         sum_of_squares(x, partials_.slice(0, first + skipped, chunks(mine)),

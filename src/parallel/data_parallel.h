@@ -17,17 +17,14 @@ class DataParallel {
   /// Of a replica that is only planned for: has a place, and no one to talk to. zero: 0, 1 or 2.
   DataParallel(int rank, int size, int64_t zero) : rank_(rank), size_(size), zero_(zero) {}
   /// group must outlive this.
-  DataParallel(Communicator& group, int64_t zero)
-      : DataParallel(group.rank(), group.size(), zero) {
+  DataParallel(Communicator& group, int64_t zero) : DataParallel(group.rank(), group.size(), zero) {
     group_ = &group;
   }
 
   int rank() const { return rank_; }
   int size() const { return size_; }
   /// One replica has nothing to divide.
-  Sharding sharding() const {
-    return size_ == 1 ? Sharding::none : static_cast<Sharding>(zero_);
-  }
+  Sharding sharding() const { return size_ == 1 ? Sharding::none : static_cast<Sharding>(zero_); }
 
   /// Starts bucket.grad's sum over replicas: whole, or this replica's shard of it (in place).
   Pending sum_gradients(Executor& x, const Bucket& bucket);

@@ -31,8 +31,8 @@ constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step -
 
 /// One thread or all: libgomp ends and makes threads anew where the size of a team changes.
 int team_size(const Executor& x, const Gemm& p) {
-  const double work = static_cast<double>(p.rows) * static_cast<double>(p.columns) *
-                      static_cast<double>(p.depth);
+  const double work =
+      static_cast<double>(p.rows) * static_cast<double>(p.columns) * static_cast<double>(p.depth);
   return work < static_cast<double>(kWorkForTeam) ? 1 : x.threads();
 }
 
