@@ -14,6 +14,8 @@ constexpr int kControlTag = 1;
 constexpr std::chrono::milliseconds kPollInterval{1};
 // Ranks that decide, one in the absence of the other, who reports.
 constexpr int kJudges = 3;
+// How long a judge's last word may take to leave.
+constexpr std::chrono::milliseconds kLastWord{100};
 
 }  // namespace
 
@@ -81,6 +83,10 @@ void MpiControl::handle(int source, const Message& message) {
     case Kind::claim_reply:
       grant_ = message.granted != 0;
       break;
+    case Kind::claimed:
+      claimed_ = true;
+      if (!grant_.has_value()) grant_ = false;  // else it was granted to this rank
+      break;
   }
 }
 
@@ -106,7 +112,14 @@ std::vector<std::optional<MpiRankStatus>> MpiControl::ask(std::span<const int> r
 }
 
 bool MpiControl::claim_report(std::chrono::milliseconds patience) {
-  for (int judge = 0; judge < std::min(rank_, kJudges); ++judge) {
+  const bool granted = ask_judges(patience);
+  claimed_ = true;
+  if (rank_ < kJudges) tell_claimed();
+  return granted;
+}
+
+bool MpiControl::ask_judges(std::chrono::milliseconds patience) {
+  for (int judge = 0; judge < std::min(rank_, kJudges) && !claimed_; ++judge) {
     grant_.reset();
     Message claim;
     claim.kind = Kind::claim;
@@ -118,7 +131,26 @@ bool MpiControl::claim_report(std::chrono::milliseconds patience) {
     }
     if (grant_.has_value()) return *grant_;
   }
-  return !std::exchange(claimed_, true);
+  return !claimed_;
+}
+
+/// A rank whose report is decided soon falls silent. Who asks it then would wait in vain, turn to
+/// another judge, and get the report a second time.
+void MpiControl::tell_claimed() noexcept {
+  try {
+    Message message;
+    message.kind = Kind::claimed;
+    for (int rank = 0; rank < size_; ++rank) {
+      if (rank != rank_) send(rank, message);
+    }
+    const Clock::time_point deadline = Clock::now() + kLastWord;
+    while (!outgoing_.empty() && Clock::now() < deadline) {
+      service();
+      std::this_thread::sleep_for(kPollInterval);
+    }
+  } catch (...) {
+    // The decision stands, and a rank that cannot be told is about to be ended.
+  }
 }
 
 void MpiControl::close() {

@@ -45,7 +45,7 @@ class MpiControl {
   void close();
 
  private:
-  enum class Kind : int32_t { status_query, status_reply, claim, claim_reply };
+  enum class Kind : int32_t { status_query, status_reply, claim, claim_reply, claimed };
   struct Message {  // well below the eager limit of every transport: sending never waits
     Kind kind = Kind::status_query;
     int32_t group_id = 0;
@@ -58,6 +58,8 @@ class MpiControl {
     MPI_Request request = MPI_REQUEST_NULL;
   };
 
+  bool ask_judges(std::chrono::milliseconds patience);
+  void tell_claimed() noexcept;
   void listen();
   void send(int rank, const Message& message);
   void handle(int source, const Message& message);
@@ -66,7 +68,7 @@ class MpiControl {
   StatusOf status_of_;
   int rank_ = 0;
   int size_ = 0;
-  bool claimed_ = false;  ///< here: somebody has been granted the report
+  bool claimed_ = false;  ///< as far as is known here, somebody has been granted the report
   std::optional<bool> grant_;
   std::vector<std::optional<MpiRankStatus>> replies_;  ///< by rank, while ask() runs
   Message incoming_;
