@@ -5,10 +5,14 @@
 # Every machine is reached by ssh without a password, has the same gradus and the same Open MPI at the same
 # paths, and sees the same folder for data and runs (NFS or the like); start it from there.
 # Ctrl-C or SIGTERM: all ranks finish the step and save, and the command that goes on is printed.
-# GRADUS names the program (default: build/release/bin/gradus), INTERFACE the network interface by which the
-# machines reach each other (default: Open MPI tries those it finds).
+# INTERFACE names the network interface by which the machines reach each other (default: Open MPI tries those
+# it finds).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
+# The program: GRADUS, or what scripts/test.sh or scripts/quickstart.sh built.
+gradus=${GRADUS:-$root/build/release/bin/gradus}
+[ -x "$gradus" ] || gradus=$root/build/quickstart/bin/gradus
+[ -x "$gradus" ] || { echo "no program in build: run scripts/quickstart.sh first, or set GRADUS" >&2 && exit 1; }
 
 if [ $# -lt 3 ]; then
   sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
@@ -37,4 +41,4 @@ while read -r name; do
   options+=(-x "$name")
 done < <(compgen -e | grep -E '^(GRADUS|NCCL|OMP|UCX)_' || true)
 
-exec "$root/scripts/mpirun.sh" "${options[@]}" "${GRADUS:-$root/build/release/bin/gradus}" train "$@"
+exec "$root/scripts/mpirun.sh" "${options[@]}" "$gradus" train "$@"

@@ -4,12 +4,15 @@
 #   examples/mpirun_one_node.sh 2 configs/kjv_char_cpu.yaml parallel.tp=2 run.dir=runs/tp2
 #   examples/mpirun_one_node.sh 8 configs/gpt_1b.yaml
 # Ctrl-C or SIGTERM: all ranks finish the step and save, and the command that goes on is printed.
-# GRADUS names the program (default: build/release/bin/gradus).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
+# The program: GRADUS, or what scripts/test.sh or scripts/quickstart.sh built.
+gradus=${GRADUS:-$root/build/release/bin/gradus}
+[ -x "$gradus" ] || gradus=$root/build/quickstart/bin/gradus
+[ -x "$gradus" ] || { echo "no program in build: run scripts/quickstart.sh first, or set GRADUS" >&2 && exit 1; }
 
 if [ $# -lt 2 ]; then
-  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 ranks=$1
@@ -23,4 +26,4 @@ shift
 # scripts/mpirun.sh is mpirun that can be stopped without loss. Ranks divide the cores among themselves, so
 # mpirun must not bind them first.
 exec "$root/scripts/mpirun.sh" -np "$ranks" --bind-to none \
-  "${GRADUS:-$root/build/release/bin/gradus}" train "$@"
+  "$gradus" train "$@"

@@ -3,11 +3,14 @@
 #   examples/sweep.sh CONFIG RATE... [-- key=value ...]
 #   examples/sweep.sh configs/kjv_char_cpu.yaml 3e-4 1e-3 3e-3 -- train.steps=300
 # Each run has a folder of its own, so the script can be stopped and started again: what is done stays done,
-# what was interrupted goes on, further rates can be added. GRADUS names the program (default:
-# build/release/bin/gradus), SWEEP the folder of the runs (default: runs/sweep_ and the configuration's name).
+# what was interrupted goes on, further rates can be added. SWEEP names the folder of the runs (default:
+# runs/sweep_ and the configuration's name).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
+# The program: GRADUS, or what scripts/test.sh or scripts/quickstart.sh built.
 gradus=${GRADUS:-$root/build/release/bin/gradus}
+[ -x "$gradus" ] || gradus=$root/build/quickstart/bin/gradus
+[ -x "$gradus" ] || { echo "no program in build: run scripts/quickstart.sh first, or set GRADUS" >&2 && exit 1; }
 
 if [ $# -lt 2 ]; then
   sed -n '2,7s/^# \{0,1\}//p' "$0" >&2

@@ -7,6 +7,8 @@
 # saved, and the script returns 0. A second signal ends the job at once.
 set -uo pipefail
 
+# What the printed command that goes on begins with.
+export GRADUS_LAUNCHER=$0
 # In a session of its own mpirun does not see the terminal's Ctrl-C.
 setsid "${MPIRUN:-mpirun}" "$@" </dev/null &
 job=$!

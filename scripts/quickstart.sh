@@ -30,6 +30,8 @@ if [ ! -f data/kjv/val.bin ]; then
 fi
 "$gradus" data inspect data/kjv
 
+# gradus answers Ctrl-C by saving, and ends well: without this the script would go on.
+trap 'say "not finished: run scripts/quickstart.sh again, and it goes on"; exit 130' INT
 say "training configs/kjv_char_cpu.yaml"
 "$gradus" train configs/kjv_char_cpu.yaml
 

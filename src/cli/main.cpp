@@ -1,3 +1,5 @@
+#include <spdlog/spdlog.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <sstream>
@@ -54,6 +56,7 @@ void require_one_rank(const Bootstrap& bootstrap, const char* command) {
 
 /// Exit codes: 0 done, 1 an error (printed once, whichever rank it happened on), 2 wrong usage.
 int main(int argc, char** argv) {
+  spdlog::set_pattern("%H:%M:%S %L %v");  // warnings before a command has its own log
   return gradus::run_job(
       {}, [&](gradus::Bootstrap& bootstrap) { return gradus::cli::run(bootstrap, argc, argv); });
 }

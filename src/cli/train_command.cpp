@@ -38,10 +38,13 @@ std::string resume_command(const Bootstrap& bootstrap, const std::string& progra
                            const ConfigArguments& arguments, const Config& config) {
   std::string line;
   if (bootstrap.size() > 1) {
-    // Set by mpirun, also where it was started inside a Slurm job.
+    // Set by mpirun, also where it was started inside a Slurm job; the launcher by
+    // scripts/mpirun.sh.
     const bool by_mpirun = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
     const bool by_srun = !by_mpirun && std::getenv("SLURM_STEP_ID") != nullptr;
-    line = fmt::format("{} {} ", by_srun ? "srun -n" : "mpirun -np", bootstrap.size());
+    const char* launcher = std::getenv("GRADUS_LAUNCHER");
+    const std::string started_by = launcher != nullptr ? shell_word(launcher) : "mpirun";
+    line = fmt::format("{} {} ", by_srun ? "srun -n" : started_by + " -np", bootstrap.size());
   }
   line += shell_word(program) + " train " + shell_word(arguments.file);
   for (const std::string& setting : arguments.overrides) line += " " + shell_word(setting);
