@@ -6,10 +6,8 @@
 # Ctrl-C or SIGTERM: all ranks finish the step and save, and the command that goes on is printed.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-# The program: GRADUS, or what scripts/test.sh or scripts/quickstart.sh built.
-gradus=${GRADUS:-$root/build/release/bin/gradus}
-[ -x "$gradus" ] || gradus=$root/build/quickstart/bin/gradus
-[ -x "$gradus" ] || { echo "no program in build: run scripts/quickstart.sh first, or set GRADUS" >&2 && exit 1; }
+# shellcheck source=examples/program.sh
+. "$root/examples/program.sh"
 
 if [ $# -lt 2 ]; then
   sed -n '2,6s/^# \{0,1\}//p' "$0" >&2

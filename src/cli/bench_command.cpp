@@ -15,7 +15,7 @@
 #include "core/error.h"
 #include "core/trace.h"
 #include "kernels/implementation.h"
-#include "parallel/parallelism.h"
+#include "train/config_layout.h"
 #include "train/run_data.h"
 #include "train/step.h"
 #include "train/synthetic_batch.h"
@@ -77,10 +77,9 @@ nlohmann::json traced_step(const Trace& trace, int64_t steps) {
 /// Times whole optimizer steps; the first rank prints one JSON object.
 int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   const Config config = arguments.config.load();
-  const ParallelConfig& layout = config.parallel;
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
-  Mesh mesh(bootstrap, resolve_mesh(bootstrap.size(), layout.tp, layout.pp, layout.cp, layout.dp));
-  Parallelism parallel(mesh, {.sequence = layout.sequence, .zero = layout.zero});
+  Mesh mesh(bootstrap, mesh_of(config.parallel, bootstrap.size()));
+  Parallelism parallel(mesh, parallelism_options(config.parallel));
   std::optional<Trace> trace;  // outlives what communicates
   if (!arguments.trace.empty()) trace.emplace();
   TrainingModel model(config, run_vocabulary(config), x, parallel);

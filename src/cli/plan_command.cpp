@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
+#include "train/config_layout.h"
 #include "train/run_data.h"
 #include "train/step_traffic.h"
 #include "train/training_model.h"
@@ -22,9 +23,8 @@ struct PlanArguments {
 
 /// The layout on so many ranks; dp auto is 1 unless --ranks says how many there are.
 MeshShape planned_mesh(const ParallelConfig& layout, int ranks) {
-  if (ranks > 0) return resolve_mesh(ranks, layout.tp, layout.pp, layout.cp, layout.dp);
   const int64_t all = layout.pp * layout.dp.value_or(1) * layout.cp * layout.tp;
-  return resolve_mesh(static_cast<int>(all), layout.tp, layout.pp, layout.cp, layout.dp);
+  return mesh_of(layout, ranks > 0 ? ranks : static_cast<int>(all));
 }
 
 void print_stages(const std::vector<std::string>& stages) {
@@ -62,8 +62,7 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
   std::unique_ptr<MemoryPlan> largest;
   std::vector<std::string> stages;
   for (int stage = 0; stage < mesh.pp; ++stage) {
-    Parallelism parallel(mesh, {.pp = stage},
-                         {.sequence = config.parallel.sequence, .zero = config.parallel.zero});
+    Parallelism parallel(mesh, {.pp = stage}, parallelism_options(config.parallel));
     TrainingModel model(config, vocabulary, x, parallel);
     std::unique_ptr<MemoryPlan> memory = model.plan();
     const PipelineStage& part = model.gpt().stage();
@@ -76,8 +75,7 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
     }
   }
   // The last replica's shards end with what tensor parallelism does not cut.
-  Parallelism parallel(mesh, {.dp = mesh.dp - 1},
-                       {.sequence = config.parallel.sequence, .zero = config.parallel.zero});
+  Parallelism parallel(mesh, {.dp = mesh.dp - 1}, parallelism_options(config.parallel));
   const TrainingModel model(config, vocabulary, x, parallel);
   const Sizes& sizes = model.gpt().sizes();
   const int64_t tokens = config.train.global_batch * sizes.T;

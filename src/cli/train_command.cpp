@@ -15,7 +15,7 @@
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
 #include "core/error.h"
-#include "parallel/parallelism.h"
+#include "train/config_layout.h"
 #include "train/trainer.h"
 
 namespace gradus::cli {
@@ -108,9 +108,8 @@ int train(Bootstrap& bootstrap, const std::string& program, const ConfigArgument
   refuse_different_settings(bootstrap, config);
   spdlog::logger log = make_log(bootstrap);
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
-  const ParallelConfig& layout = config.parallel;
-  Mesh mesh(bootstrap, resolve_mesh(bootstrap.size(), layout.tp, layout.pp, layout.cp, layout.dp));
-  Parallelism parallel(mesh, {.sequence = layout.sequence, .zero = layout.zero});
+  Mesh mesh(bootstrap, mesh_of(config.parallel, bootstrap.size()));
+  Parallelism parallel(mesh, parallelism_options(config.parallel));
   Trainer trainer({.config = config,
                    .resume_command = resume_command(bootstrap, program, arguments, config),
                    .local_ranks = bootstrap.local_size()},

@@ -17,7 +17,7 @@ void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
   constexpr const char* kName = "sum_of_squares";
   require_contiguous(kName, x, {partials, in});
   require_dtype(kName, "partials", partials, DType::fp64);
-  require_shape(kName, "partials", partials, {(in.numel() + kNormChunk - 1) / kNormChunk});
+  require_shape(kName, "partials", partials, {norm_chunks(in.numel())});
   cpu::sum_of_squares(x, partials, in);
   x.completed(kName, {partials});
 }

@@ -8,6 +8,8 @@ namespace gradus {
 
 /// Elements that share one partial of a norm: a fixed logical chunk, whatever the layout.
 inline constexpr int64_t kNormChunk = 1024;
+/// Partials of the norm of so many elements.
+constexpr int64_t norm_chunks(int64_t elements) { return (elements + kNormChunk - 1) / kNormChunk; }
 
 /// partials[i] = Σ in² over chunk i of kNormChunk elements, in fp64. in (n), partials fp64
 /// (ceil(n / kNormChunk)). Deterministic: chunks are summed in a fixed order whatever the threads.

@@ -13,8 +13,6 @@ static_assert(kSectionAlignment == kNormChunk,
 
 namespace {
 
-int64_t chunks(const ElementRange& range) { return (range.numel() + kNormChunk - 1) / kNormChunk; }
-
 /// `range` is in elements of the bucket, `shard` holds those from shard_begin on.
 Tensor part_of(const Tensor& shard, int64_t shard_begin, const ElementRange& range) {
   return shard.defined() ? shard.slice(0, range.begin - shard_begin, range.numel()) : Tensor();
@@ -42,7 +40,8 @@ void Optimizer::declare(TensorVisitor& visitor) {
       state.v = declare_state(".adam_v");
     }
     buckets_.push_back(state);
-    for (const BucketSection& section : bucket.sections) partials += chunks(section.range);
+    for (const BucketSection& section : bucket.sections)
+      partials += norm_chunks(section.range.numel());
   }
   partials_ = visitor.declare("norm_partials", DType::fp64, {partials}, persistent);
   const int64_t stages = parallel_ == nullptr ? 1 : parallel_->pp.stages();
@@ -84,10 +83,10 @@ void Optimizer::sum_norm(Executor& x) {
           bucket.holding == Holding::owner && (counts_replicas || !section.replicated);
       if (counts && !mine.empty()) {
         const int64_t skipped = (mine.begin - section.range.begin) / kNormChunk;
-        sum_of_squares(x, partials_.slice(0, first + skipped, chunks(mine)),
+        sum_of_squares(x, partials_.slice(0, first + skipped, norm_chunks(mine.numel())),
                        part_of(bucket.grad_shard, bucket.shard.begin, mine));
       }
-      first += chunks(section.range);
+      first += norm_chunks(section.range.numel());
     }
   }
   int stage = 0;

@@ -48,14 +48,10 @@ void BucketSync::finish_gradients() {
 /// on every rank (layernorms, biases behind row-parallel products, positions) have a part of their
 /// gradient.
 void BucketSync::sum_over_tensor_parallel() {
-  for (const Bucket& b : model_.parameters().buckets()) {
-    for (const BucketSection& section : b.sections) {
-      const ElementRange mine = section.range.intersect(b.shard);
-      if (!section.replicated || mine.empty()) continue;
-      model_.parallel().tp.all_reduce(
-          x(), b.grad_shard.slice(0, mine.begin - b.shard.begin, mine.numel()));
-    }
-  }
+  for_each_uncut_part(model_.parameters(), [&](const Bucket& b, const ElementRange& mine) {
+    model_.parallel().tp.all_reduce(
+        x(), b.grad_shard.slice(0, mine.begin - b.shard.begin, mine.numel()));
+  });
 }
 
 void BucketSync::gather_weights() {

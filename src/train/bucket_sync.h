@@ -7,6 +7,18 @@
 
 namespace gradus {
 
+/// Calls body(bucket, range) for what tensor parallelism does not cut of each bucket, as far as
+/// this replica's shard has it.
+template <typename Body>
+void for_each_uncut_part(const Parameters& parameters, Body&& body) {
+  for (const Bucket& bucket : parameters.buckets()) {
+    for (const BucketSection& section : bucket.sections) {
+      const ElementRange mine = section.range.intersect(bucket.shard);
+      if (section.replicated && !mine.empty()) body(bucket, mine);
+    }
+  }
+}
+
 /// Keeps the replicas of data parallelism (and of a tied embedding, and of what tensor parallelism
 /// does not cut) one model: sums the gradients of a bucket over replicas while backward goes on
 /// with the next, and brings updated weights back while the next forward pass has begun.

@@ -1,6 +1,7 @@
 #include "train/step_traffic.h"
 
-#include <algorithm>
+#include "kernels/optimizer.h"
+#include "train/bucket_sync.h"
 
 namespace gradus {
 namespace {
@@ -40,7 +41,7 @@ class TrafficTable {
     int64_t chunks = 0;
     for (const Bucket& bucket : model_.parameters().buckets()) {
       for (const BucketSection& section : bucket.sections) {
-        chunks += (section.range.numel() + kSectionAlignment - 1) / kSectionAlignment;
+        chunks += norm_chunks(section.range.numel());
       }
     }
     return chunks * static_cast<int64_t>(sizeof(double));
@@ -76,14 +77,10 @@ class TrafficTable {
     add("tp", "token embedding, backward", Collective::all_gather, s_.B * first, first * residual);
     int64_t sections = 0;
     int64_t elements = 0;
-    for (const Bucket& bucket : model_.parameters().buckets()) {
-      for (const BucketSection& section : bucket.sections) {
-        const ElementRange mine = section.range.intersect(bucket.shard);
-        if (!section.replicated || mine.empty()) continue;
-        ++sections;
-        elements += mine.numel();
-      }
-    }
+    for_each_uncut_part(model_.parameters(), [&](const Bucket&, const ElementRange& mine) {
+      ++sections;
+      elements += mine.numel();
+    });
     add("tp", "gradients of what is not cut", Collective::all_reduce, sections,
         elements * size_of(precision_.gradient));
   }
