@@ -6,18 +6,14 @@
 #include <vector>
 
 #include "mpi_job.h"
-#include "parallel/mesh.h"
+#include "parallel_layout.h"
 #include "support/allocation_count.h"
 #include "support/tiny_model.h"
 
 namespace gradus {
 namespace {
 
-struct Layout {
-  MeshShape mesh;
-  bool sequence = false;
-  int64_t zero = 1;
-};
+using Layout = test::ParallelLayout;
 
 std::vector<Layout> layouts_of(int ranks) {
   switch (ranks) {
@@ -39,8 +35,7 @@ std::vector<Layout> layouts_of(int ranks) {
 TEST(AllocationRanks, StepsAskForNothing) {
   for (const Layout& layout : layouts_of(test::job().size())) {
     for (const PrecisionPreset precision : {PrecisionPreset::fp32, PrecisionPreset::bf16}) {
-      SCOPED_TRACE(testing::Message() << to_string(layout.mesh) << ", ZeRO-" << layout.zero << ", "
-                                      << to_string(precision));
+      SCOPED_TRACE(testing::Message() << layout << ", " << to_string(precision));
       Config config = test::tiny_config();
       config.model.layers = 4;
       config.model.channels = 8;
@@ -51,8 +46,7 @@ TEST(AllocationRanks, StepsAskForNothing) {
       config.train.global_batch = 8;
       config.train.precision = precision;
       Mesh mesh(test::job(), layout.mesh);
-      test::TinyModel tiny(config, 1,
-                           Parallelism(mesh, {.sequence = layout.sequence, .zero = layout.zero}));
+      test::TinyModel tiny(config, 1, layout.on(mesh));
       const auto work = [&](int64_t steps) {
         for (int64_t step = 0; step < steps; ++step) {
           EXPECT_EQ(tiny.stepper.run(8 * step, 1e-3).nonfinite, 0);

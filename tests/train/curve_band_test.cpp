@@ -13,7 +13,7 @@
 #include "core/executor.h"
 #include "core/rng.h"
 #include "mpi_job.h"
-#include "parallel/mesh.h"
+#include "parallel_layout.h"
 #include "support/tiny_model.h"
 
 namespace gradus {
@@ -61,11 +61,7 @@ void move_by_one_ulp(test::TinyModel& tiny, uint64_t lot) {
   }
 }
 
-struct Layout {
-  MeshShape mesh;
-  bool sequence = false;
-  int64_t zero = 1;
-};
+using Layout = test::ParallelLayout;
 
 std::vector<Layout> layouts_of(int ranks) {
   switch (ranks) {
@@ -156,11 +152,9 @@ TEST(CurveBand, LayoutsStayInsideAndASmallFaultDoesNot) {
               << band.first() << " to " << band.last() << '\n';
   }
   for (const Layout& layout : layouts_of(test::job().size())) {
-    const std::string name = to_string(layout.mesh) + (layout.sequence ? ", sequence" : "") +
-                             ", ZeRO-" + std::to_string(layout.zero);
+    const std::string name = testing::PrintToString(layout);
     Mesh mesh(test::job(), layout.mesh);
-    test::TinyModel many(config_of(2), 1,
-                         Parallelism(mesh, {.sequence = layout.sequence, .zero = layout.zero}));
+    test::TinyModel many(config_of(2), 1, layout.on(mesh));
     const Band::Deviation deviation = band.deviation(curve_of(many));
     EXPECT_LE(deviation.bands, kBands) << name << ", step " << deviation.step;
     print(name, deviation);

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "mpi_job.h"
-#include "parallel/mesh.h"
+#include "parallel_layout.h"
 #include "support/tensors.h"
 #include "support/tiny_model.h"
 #include "train/first_nonfinite.h"
@@ -26,11 +26,7 @@ using testing::EndsWith;
 using testing::HasSubstr;
 using testing::StartsWith;
 
-struct Case {
-  MeshShape mesh;
-  bool sequence = false;
-  int64_t zero = 1;
-};
+using Case = test::ParallelLayout;
 
 std::vector<Case> cases_of(int ranks) {
   switch (ranks) {
@@ -116,11 +112,9 @@ auto NamesWriteOf(const std::string& operation, const std::string& tensor, int r
 template <typename Body>
 void for_each_case(Body&& body) {
   for (const Case& c : cases_of(test::job().size())) {
-    SCOPED_TRACE(testing::Message() << to_string(c.mesh) << (c.sequence ? ", sequence" : "")
-                                    << ", ZeRO-" << c.zero << ", rank " << test::job().rank());
+    SCOPED_TRACE(testing::Message() << c << ", rank " << test::job().rank());
     Mesh mesh(test::job(), c.mesh);
-    test::TinyModel tiny(config_of(), 1,
-                         Parallelism(mesh, {.sequence = c.sequence, .zero = c.zero}));
+    test::TinyModel tiny(config_of(), 1, c.on(mesh));
     body(c, mesh, tiny);
   }
 }
