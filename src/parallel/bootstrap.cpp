@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <thread>
 
 #include "core/error.h"
@@ -67,6 +68,16 @@ std::string message_of(const std::exception& exception) {
 
 Bootstrap::Bootstrap(const BootstrapOptions& options) {
   const Launch launch = detect_launch(environment);
+  try {
+    start(launch, options);
+  } catch (const std::exception& error) {
+    // Printed once as soon as the ranks can talk about who prints.
+    if (size_ > 1) abort(message_of(error));
+    throw;
+  }
+}
+
+void Bootstrap::start(const Launch& launch, const BootstrapOptions& options) {
   if (launch.parallel()) {
     start_engine(options);
     if (launch.size.has_value() && *launch.size != size_) {
@@ -86,20 +97,20 @@ Bootstrap::~Bootstrap() {
 
 void Bootstrap::divide_cores(bool bind) {
   const std::string mine =
-      fmt::format("{} {} {}", node_, local_rank_, to_string(affinity_of_thread()));
+      fmt::format("{} {} {}", machine_, local_rank_, to_string(affinity_of_thread()));
   std::vector<CpuSet> allowed(static_cast<size_t>(local_size_));
   for (const std::string& theirs : exchange(mine)) {
-    int node = 0;
+    int machine = 0;
     int local_rank = 0;
     int consumed = 0;
-    std::sscanf(theirs.c_str(), "%d %d %n", &node, &local_rank, &consumed);
-    if (node != node_) continue;
+    std::sscanf(theirs.c_str(), "%d %d %n", &machine, &local_rank, &consumed);
+    if (machine != machine_) continue;
     allowed[static_cast<size_t>(local_rank)] =
         parse_cpu_set(theirs.substr(static_cast<size_t>(consumed)));
   }
   const CpuSet& own = allowed[static_cast<size_t>(local_rank_)];
   cores_ = share_cores(allowed, local_rank_, cores_of_machine(own));
-  if (cores_.shared && rank_ == node_) {
+  if (cores_.shared && rank_ == machine_) {
     spdlog::warn(
         "{} ranks share {} CPUs of this machine: one thread a rank, and they slow each "
         "other down",
@@ -129,7 +140,13 @@ void Bootstrap::abort(const std::string& message) noexcept {
 
 void Bootstrap::start_engine(const BootstrapOptions& options) {
   MpiEngineOptions engine_options;
-  engine_options.timeout_s = timeout_of(options);
+  std::exception_ptr problem;  // for when there is an engine to agree on who prints it
+  try {
+    engine_options.timeout_s = timeout_of(options);
+  } catch (const ConfigError&) {
+    problem = std::current_exception();
+  }
+  engine_options.late = options.late;
   engine_options.limits.message_bytes = options.message_bytes;
   engine_options.limits.direct_bytes = options.direct_all_reduce_bytes;
   engine_ = std::make_unique<MpiEngine>(engine_options);
@@ -137,7 +154,8 @@ void Bootstrap::start_engine(const BootstrapOptions& options) {
   size_ = engine_->size();
   local_rank_ = engine_->local_rank();
   local_size_ = engine_->local_size();
-  node_ = engine_->node();
+  machine_ = engine_->machine();
+  if (problem != nullptr) std::rethrow_exception(problem);
 }
 
 std::vector<std::string> Bootstrap::exchange(std::string_view mine) {
@@ -174,7 +192,7 @@ std::unique_ptr<Communicator> Bootstrap::split(int color, const std::string& nam
   return std::make_unique<SelfCommunicator>(name, rank_, *this);
 }
 
-void Bootstrap::trace(Trace* trace) {
+void Bootstrap::trace(Trace* trace) noexcept {
   if (engine_ != nullptr) engine_->trace(trace);
 }
 
@@ -197,7 +215,7 @@ std::unique_ptr<Communicator> Bootstrap::split(int, const std::string& name) {
   return std::make_unique<SelfCommunicator>(name, rank_, *this);
 }
 
-void Bootstrap::trace(Trace*) {}
+void Bootstrap::trace(Trace*) noexcept {}
 
 void Bootstrap::finish() { finished_ = true; }
 

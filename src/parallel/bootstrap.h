@@ -15,6 +15,7 @@
 namespace gradus {
 
 class MpiEngine;
+struct Launch;
 class Trace;
 
 struct BootstrapOptions {
@@ -27,6 +28,10 @@ struct BootstrapOptions {
   int64_t message_bytes = int64_t{1} << 30;
   /// Up to this many gathered bytes, an all_reduce takes one round of messages instead of two.
   int64_t direct_all_reduce_bytes = 4096;
+  /// Start each operation only when it, or a later one, is waited for, and hand over its result
+  /// only in its own wait. For tests: what is read too early, or written over, is then always
+  /// wrong, not only on a slow network.
+  bool late = false;
 };
 
 /// This process's place in the job, from its construction to finish(). Started by mpirun or srun,
@@ -49,6 +54,8 @@ class Bootstrap final : public Job {
   /// Among the ranks on this machine.
   int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
+  /// What the ranks on this machine have in common, and no other has: the lowest of them.
+  int machine() const { return machine_; }
 
   /// CPUs of this rank, not shared with another unless the machine has fewer than ranks.
   const CpuSet& cores() const { return cores_.cpus; }
@@ -61,8 +68,9 @@ class Bootstrap final : public Job {
   /// job, in the same order everywhere. The group must go before finish().
   std::unique_ptr<Communicator> split(int color, const std::string& name);
 
-  /// Records this rank's communication from now on; null: no longer. A rank alone has none.
-  void trace(Trace* trace);
+  /// Records this rank's communication from now on; null: no longer. A rank alone has none. After
+  /// a failure of communication nothing is recorded.
+  void trace(Trace* trace) noexcept;
 
   /// Prints "gradus: rank 2 of 4: MESSAGE" and ends every rank with exit code 1, within seconds.
   /// When several ranks fail at once, one of them prints.
@@ -71,11 +79,12 @@ class Bootstrap final : public Job {
   void finish();
 
  private:
+  void start(const Launch& launch, const BootstrapOptions& options);
   void start_engine(const BootstrapOptions& options);
   void divide_cores(bool bind);
 
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
-  int node_ = 0;  ///< lowest rank of this machine
+  int machine_ = 0;
   CoreShare cores_;
   bool finished_ = false;
   std::unique_ptr<MpiEngine> engine_;  ///< of several ranks only

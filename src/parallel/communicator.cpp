@@ -98,6 +98,16 @@ void Pending::abandon() noexcept {
   if (source_ != nullptr) std::exchange(source_, nullptr)->abandon(ticket_);
 }
 
+void PendingSet::add(Executor& x, Pending pending) {
+  Pending& place = pending_[added_++ % kRoom];
+  place.wait(x);
+  place = std::move(pending);
+}
+
+void PendingSet::wait(Executor& x) {
+  for (Pending& pending : pending_) pending.wait(x);
+}
+
 Communicator::Communicator(std::string name, int rank, std::vector<int> world_ranks, Job& job)
     : name_(std::move(name)), rank_(rank), world_ranks_(std::move(world_ranks)), job_(job) {}
 
@@ -169,9 +179,9 @@ Pending Communicator::exchange(Executor& x, std::span<const Transfer> transfers)
   return start_exchange(x, transfers);
 }
 
-Pending Communicator::barrier(Executor& x) {
+Pending Communicator::barrier(Executor& x, bool watched) {
   count(Collective::barrier, 0);
-  return start_barrier(x);
+  return start_barrier(x, watched);
 }
 
 Traffic Communicator::traffic(Collective collective) const {

@@ -96,6 +96,20 @@ class [[nodiscard]] Pending {
   bool waited_ = true;
 };
 
+/// Operations that are waited for together, such as those of one transition. Room for kRoom under
+/// way; one more first waits for the oldest. Does not allocate.
+class [[nodiscard]] PendingSet {
+ public:
+  static constexpr size_t kRoom = 16;
+
+  void add(Executor& x, Pending pending);
+  void wait(Executor& x);
+
+ private:
+  std::array<Pending, kRoom> pending_;  // over or empty ones too
+  size_t added_ = 0;
+};
+
 /// What the communicators of a process are part of.
 class Job {
  public:
@@ -149,8 +163,9 @@ class Communicator {
   /// deadlock. Messages from one rank to another match in program order. Only the ranks that
   /// communicate need to call. A rank does not send to itself.
   Pending exchange(Executor& x, std::span<const Transfer> transfers);
-  /// Over when every rank of the group has called it.
-  Pending barrier(Executor& x);
+  /// Over when every rank of the group has called it. watched: a rank that does not come within the
+  /// watchdog's time counts as stuck; false where it may have a lot to write before.
+  Pending barrier(Executor& x, bool watched = true);
 
   /// Ends every rank of the job, not only of the group; see Job.
   [[noreturn]] void abort(const std::string& message) noexcept;
@@ -171,7 +186,7 @@ class Communicator {
   virtual Pending start_all_to_all(Executor& x, const Tensor& out, const ConstTensor& in) = 0;
   virtual Pending start_broadcast(Executor& x, const Tensor& inout, int root) = 0;
   virtual Pending start_exchange(Executor& x, std::span<const Transfer> transfers) = 0;
-  virtual Pending start_barrier(Executor& x) = 0;
+  virtual Pending start_barrier(Executor& x, bool watched) = 0;
 
  private:
   void count(Collective collective, int64_t bytes);

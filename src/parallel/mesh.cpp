@@ -48,10 +48,10 @@ MeshShape resolve_mesh(int ranks, int64_t tp, int64_t pp, int64_t cp, std::optio
   // Factors one by one, so that no product of large numbers is formed.
   const bool divides = ranks % tp == 0 && (ranks / tp) % pp == 0 && (ranks / tp / pp) % cp == 0;
   if (!divides) {
-    const std::string others =
-        cp == 1 ? fmt::format("pp {}", pp) : fmt::format("pp {} × cp {}", pp, cp);
+    const std::string others = cp == 1 ? fmt::format("parallel.pp {}", pp)
+                                       : fmt::format("parallel.pp {} × parallel.cp {}", pp, cp);
     const bool others_divide = ranks % pp == 0 && (ranks / pp) % cp == 0;
-    throw ConfigError("{} rank{} cannot be divided into tp {} × {}: use {}", ranks,
+    throw ConfigError("{} rank{} cannot be divided into parallel.tp {} × {}: use {}", ranks,
                       ranks == 1 ? "" : "s", tp, others,
                       others_divide
                           ? fmt::format("tp {}", alternatives(divisors(ranks / pp / cp)))

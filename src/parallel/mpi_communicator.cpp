@@ -73,9 +73,10 @@ Pending MpiCommunicator::start_exchange(Executor&, std::span<const Transfer> tra
   return Pending(engine_, engine_.submit(group_, spec, transfers), Collective::exchange, Tensor());
 }
 
-Pending MpiCommunicator::start_barrier(Executor&) {
+Pending MpiCommunicator::start_barrier(Executor&, bool watched) {
   MpiOperationSpec spec;
   spec.collective = Collective::barrier;
+  spec.watched = watched;
   return Pending(engine_, engine_.submit(group_, spec), Collective::barrier, Tensor());
 }
 

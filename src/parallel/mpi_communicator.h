@@ -27,7 +27,7 @@ class MpiCommunicator final : public Communicator {
   Pending start_all_to_all(Executor& x, const Tensor& out, const ConstTensor& in) override;
   Pending start_broadcast(Executor& x, const Tensor& inout, int root) override;
   Pending start_exchange(Executor& x, std::span<const Transfer> transfers) override;
-  Pending start_barrier(Executor& x) override;
+  Pending start_barrier(Executor& x, bool watched) override;
 
  private:
   /// count: as in MpiOperationSpec.

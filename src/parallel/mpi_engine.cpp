@@ -12,8 +12,9 @@ namespace {
 
 // How long an error that passes by waits for operations under way before it stops them.
 constexpr std::chrono::seconds kGrace{2};
-// How long the communication thread may take over what it does at once.
-constexpr std::chrono::seconds kPatience{5};
+// How long the communication thread may take over what it does at once; asking all judges who
+// reports takes it six (mpi_control.cpp).
+constexpr std::chrono::seconds kPatience{8};
 
 // Enough for every grouped exchange of a pipeline; a larger group makes its slot grow once.
 constexpr size_t kTransfersReserved = 8;
@@ -98,6 +99,14 @@ void MpiEngine::release(MpiGroup& group) noexcept {
   }
 }
 
+void MpiEngine::trace(Trace* trace) noexcept {
+  try {
+    call([this, trace] { trace_ = trace; });
+  } catch (...) {
+    // The failure is kept; the next call reports it.
+  }
+}
+
 uint64_t MpiEngine::submit(MpiGroup& group, MpiOperationSpec spec,
                            std::span<const Transfer> transfers) {
   uint32_t index = 0;
@@ -121,8 +130,10 @@ uint64_t MpiEngine::submit(MpiGroup& group, MpiOperationSpec spec,
     } else {
       spec.sequence = group.collectives++;
     }
+    if (options_.late) slot.late.redirect(spec, slot.messages, group.size());
     slot.group = &group;
     slot.spec = spec;
+    slot.awaited = false;
     slot.state.store(State::queued, std::memory_order_relaxed);
     submitted_.push_back(index);
     orders_.store(true, std::memory_order_release);
@@ -131,10 +142,22 @@ uint64_t MpiEngine::submit(MpiGroup& group, MpiOperationSpec spec,
   return index;
 }
 
+void MpiEngine::mark_awaited(Slot& slot) {
+  if (!options_.late) return;
+  {
+    const std::lock_guard lock(mutex_);
+    slot.awaited = true;
+    orders_.store(true, std::memory_order_release);
+  }
+  wake_.notify_one();
+}
+
 void MpiEngine::wait(uint64_t ticket) {
   Slot& slot = slots_[ticket];
+  mark_awaited(slot);
   slot.state.wait(State::queued, std::memory_order_acquire);
   const bool failed = slot.state.load(std::memory_order_acquire) == State::failed;
+  if (options_.late && !failed) slot.late.deliver();
   const std::lock_guard lock(mutex_);
   slot.state.store(State::free, std::memory_order_relaxed);
   free_.push_back(static_cast<uint32_t>(ticket));
@@ -143,8 +166,10 @@ void MpiEngine::wait(uint64_t ticket) {
 
 void MpiEngine::abandon(uint64_t ticket) noexcept {
   Slot& slot = slots_[ticket];
+  mark_awaited(slot);
   if (std::uncaught_exceptions() == 0) {
     slot.state.wait(State::queued, std::memory_order_acquire);
+    if (options_.late) slot.late.deliver();
   } else {
     // An error is on its way to the user, and the other ranks may never take part in this. What
     // they did take part in ends soon; the rest is stopped, since the buffers are about to go.

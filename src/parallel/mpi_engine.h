@@ -16,6 +16,8 @@
 
 #include "core/trace.h"
 #include "parallel/communicator.h"
+#include "parallel/late_delivery.h"
+#include "parallel/local_peers.h"
 #include "parallel/mpi_control.h"
 #include "parallel/mpi_operation.h"
 
@@ -24,6 +26,8 @@ namespace gradus {
 struct MpiEngineOptions {
   /// An operation without progress for longer is taken for stuck.
   double timeout_s = 600.0;
+  /// See BootstrapOptions.
+  bool late = false;
   MpiLimits limits;
 };
 
@@ -49,8 +53,8 @@ class MpiEngine final : public CompletionSource {
   int size() const { return size_; }
   int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
-  /// Lowest rank on this rank's node.
-  int node() const { return node_; }
+  /// Lowest rank on this rank's machine.
+  int machine() const { return machine_; }
   MpiGroup& world() { return *world_; }
 
   /// Collective over all ranks, after every earlier operation: the group of those with the same
@@ -61,10 +65,8 @@ class MpiEngine final : public CompletionSource {
   void call(std::function<void()> function) { order(Urgency::at_once, std::move(function)); }
 
   /// From now on records every operation, from its start to its end; null: no longer. It must
-  /// outlive that.
-  void trace(Trace* trace) {
-    call([this, trace] { trace_ = trace; });
-  }
+  /// outlive that. Does nothing after a failure, when nobody records any more.
+  void trace(Trace* trace) noexcept;
 
   /// Leaves an order. Throws MpiError after a failure, and when kSlots operations have not been
   /// waited for.
@@ -88,9 +90,11 @@ class MpiEngine final : public CompletionSource {
   enum class State : uint32_t { free, queued, done, failed };
   struct Slot {
     std::atomic<State> state{State::free};
+    bool awaited = false;  ///< under mutex_: someone waits, or gave it up
     MpiGroup* group = nullptr;
     MpiOperationSpec spec;
     std::vector<MpiMessage> messages;
+    LateDelivery late;
   };
   struct Active {
     MpiOperation operation;
@@ -103,6 +107,7 @@ class MpiEngine final : public CompletionSource {
   // The calling threads' side.
   void order(Urgency urgency, std::function<void()> command);
   void throw_if_failed() const;  // under mutex_
+  void mark_awaited(Slot& slot);
   void halt() noexcept;
 
   // The communication thread's side.
@@ -111,20 +116,24 @@ class MpiEngine final : public CompletionSource {
   void serve();
   bool take_orders();
   void run_command();
+  size_t startable() const;
   bool start_operations();
   bool progress_operations();
   void rest(bool moved);
+  void look_around();
   void check_watchdog();
+  void check_peers();
   [[noreturn]] void give_up(const MpiOperation& operation);
   MpiRankStatus status_of(int32_t group_id) const;
   void fail(const std::string& message) noexcept;
   void await_abort();
+  void meet_peers(MPI_Comm machine);
   MpiGroup& make_group(MPI_Comm comm, const std::string& name);
   void finalise();
-  bool busy() const { return !active_.empty() || queue_begin_ < queue_.size(); }
+  bool busy() const { return !active_.empty() || queue_begin_ < queue_end_; }
 
   const MpiEngineOptions options_;
-  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, node_ = 0;
+  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, machine_ = 0;
   MpiGroup* world_ = nullptr;
 
   std::mutex mutex_;
@@ -152,8 +161,11 @@ class MpiEngine final : public CompletionSource {
   std::vector<std::unique_ptr<MpiGroup>> groups_;
   int32_t next_group_id_ = 0;
   std::unique_ptr<MpiControl> control_;
+  LocalPeers peers_;
+  std::optional<MpiOperation::Clock::time_point> peer_ended_;  ///< when that was first seen
   std::vector<uint32_t> queue_;  ///< in program order, from queue_begin_
   size_t queue_begin_ = 0;
+  size_t queue_end_ = 0;  ///< up to here operations may start
   std::vector<std::unique_ptr<Active>> pool_;
   std::vector<std::unique_ptr<Active>> active_;
   std::vector<std::vector<std::byte>> staging_;

@@ -22,6 +22,11 @@ constexpr std::chrono::milliseconds kYieldFor{100};
 constexpr std::chrono::microseconds kNap{200};
 constexpr int kPollsPerControl = 64;
 constexpr std::chrono::milliseconds kWatchdogInterval{100};
+// A thread that has not looked for so long was stopped, perhaps with the whole job (a scheduler may
+// do that): the others get their time anew.
+constexpr std::chrono::seconds kSuspension{2};
+// The launcher, if it is quick, says in its own words which rank has ended, and ends this one.
+constexpr std::chrono::milliseconds kLauncherPatience{1000};
 // How long other ranks may take over an answer; they look every kIdleInterval.
 constexpr std::chrono::milliseconds kAnswerPatience{2000};
 
@@ -64,15 +69,16 @@ void MpiEngine::initialise() {
   check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &size_), "MPI_Comm_size");
 
-  MPI_Comm node_comm = MPI_COMM_NULL;
-  check_mpi(
-      MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node_comm),
-      "MPI_Comm_split_type");
-  check_mpi(MPI_Comm_rank(node_comm, &local_rank_), "MPI_Comm_rank");
-  check_mpi(MPI_Comm_size(node_comm, &local_size_), "MPI_Comm_size");
-  node_ = rank_;
-  check_mpi(MPI_Bcast(&node_, 1, MPI_INT, 0, node_comm), "MPI_Bcast");
-  check_mpi(MPI_Comm_free(&node_comm), "MPI_Comm_free");
+  MPI_Comm machine_comm = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL,
+                                &machine_comm),
+            "MPI_Comm_split_type");
+  check_mpi(MPI_Comm_rank(machine_comm, &local_rank_), "MPI_Comm_rank");
+  check_mpi(MPI_Comm_size(machine_comm, &local_size_), "MPI_Comm_size");
+  machine_ = rank_;
+  check_mpi(MPI_Bcast(&machine_, 1, MPI_INT, 0, machine_comm), "MPI_Bcast");
+  meet_peers(machine_comm);
+  check_mpi(MPI_Comm_free(&machine_comm), "MPI_Comm_free");
 
   MPI_Comm control_comm = MPI_COMM_NULL;
   check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &control_comm), "MPI_Comm_dup");
@@ -91,6 +97,17 @@ void MpiEngine::initialise() {
   check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &world_comm), "MPI_Comm_dup");
   world_ = &make_group(world_comm, "world");
   last_movement_ = next_check_ = Clock::now();
+}
+
+void MpiEngine::meet_peers(MPI_Comm machine) {
+  const PeerProcess self = PeerProcess::self(rank_);
+  std::vector<PeerProcess> all(static_cast<size_t>(local_size_));
+  constexpr int kBytes = sizeof(PeerProcess);
+  check_mpi(MPI_Allgather(&self, kBytes, MPI_BYTE, all.data(), kBytes, MPI_BYTE, machine),
+            "MPI_Allgather");
+  for (const PeerProcess& peer : all) {
+    if (peer.rank != rank_) peers_.watch(peer);
+  }
 }
 
 MpiGroup& MpiEngine::make_group(MPI_Comm comm, const std::string& name) {
@@ -142,6 +159,8 @@ void MpiEngine::serve() {
     std::unique_lock lock(mutex_);
     wake_.wait_for(lock, kIdleInterval, [this] { return orders_.load(std::memory_order_relaxed); });
     last_movement_ = Clock::now();
+    lock.unlock();
+    look_around();
   }
 }
 
@@ -172,7 +191,18 @@ bool MpiEngine::take_orders() {
   }
   queue_.insert(queue_.end(), submitted_.begin(), submitted_.end());
   submitted_.clear();
+  queue_end_ = startable();
   return true;
+}
+
+/// The end of what may start. Held back or not, operations start in program order: one that is
+/// waited for brings all before it along.
+size_t MpiEngine::startable() const {
+  size_t end = queue_.size();
+  const bool all = command_ != nullptr && urgency_ == Urgency::after_operations;
+  if (!options_.late || all) return end;
+  while (end > queue_begin_ && !slots_[queue_[end - 1]].awaited) --end;
+  return end;
 }
 
 void MpiEngine::run_command() {
@@ -195,7 +225,7 @@ void MpiEngine::run_command() {
 /// Program order: an operation that finds no room keeps all later ones waiting.
 bool MpiEngine::start_operations() {
   bool started = false;
-  while (queue_begin_ < queue_.size() && !pool_.empty()) {
+  while (queue_begin_ < queue_end_ && !pool_.empty()) {
     const uint32_t index = queue_[queue_begin_];
     Slot& slot = slots_[index];
     const bool needs_staging = slot.spec.reduces();
@@ -253,20 +283,39 @@ void MpiEngine::rest(bool moved) {
   if (moved) {
     polls_ = 0;
     last_movement_ = Clock::now();
+    look_around();
     return;
   }
   if (polls_ < kSpins) return;
-  const Clock::time_point now = Clock::now();
-  if (now - last_movement_ < kYieldFor) {
+  if (Clock::now() - last_movement_ < kYieldFor) {
     sched_yield();
   } else {
     std::this_thread::sleep_for(kNap);
   }
-  if (now >= next_check_) {
-    next_check_ = now + kWatchdogInterval;
-    control_->service();
-    check_watchdog();
+  look_around();
+}
+
+/// At intervals, whether communication goes on or not.
+void MpiEngine::look_around() {
+  const Clock::time_point now = Clock::now();
+  if (now < next_check_) return;
+  if (now - next_check_ > kSuspension) {
+    for (const std::unique_ptr<Active>& active : active_) active->operation.restart_clock();
   }
+  next_check_ = now + kWatchdogInterval;
+  control_->service();
+  check_watchdog();
+  check_peers();
+}
+
+/// No rank ends before all have called finish(), after which nobody looks.
+void MpiEngine::check_peers() {
+  const std::optional<PeerProcess> peer = peers_.ended();
+  if (!peer.has_value()) return;
+  if (!peer_ended_.has_value()) peer_ended_ = Clock::now();
+  if (Clock::now() - *peer_ended_ < kLauncherPatience) return;
+  throw MpiError("rank {} (process {} on this machine) ended before the job did", peer->rank,
+                 peer->pid);
 }
 
 void MpiEngine::check_watchdog() {

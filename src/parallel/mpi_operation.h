@@ -98,6 +98,8 @@ class MpiOperation {
   const MpiGroup& group() const { return *group_; }
   const MpiOperationSpec& spec() const { return spec_; }
   Clock::time_point last_progress() const { return last_progress_; }
+  /// Time that passed while nobody could look does not count.
+  void restart_clock() { last_progress_ = Clock::now(); }
   /// Members with whom messages are still under way.
   std::vector<int> awaited_peers() const;
 

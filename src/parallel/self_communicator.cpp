@@ -45,6 +45,6 @@ Pending SelfCommunicator::start_broadcast(Executor&, const Tensor& inout, int) {
 // Communicator::exchange has refused every transfer: a group of one has no peer.
 Pending SelfCommunicator::start_exchange(Executor&, std::span<const Transfer>) { return Pending(); }
 
-Pending SelfCommunicator::start_barrier(Executor&) { return Pending(); }
+Pending SelfCommunicator::start_barrier(Executor&, bool) { return Pending(); }
 
 }  // namespace gradus

@@ -23,7 +23,7 @@ class SelfCommunicator final : public Communicator {
   Pending start_all_to_all(Executor& x, const Tensor& out, const ConstTensor& in) override;
   Pending start_broadcast(Executor& x, const Tensor& inout, int root) override;
   Pending start_exchange(Executor& x, std::span<const Transfer> transfers) override;
-  Pending start_barrier(Executor& x) override;
+  Pending start_barrier(Executor& x, bool watched) override;
 };
 
 }  // namespace gradus

@@ -53,7 +53,7 @@ int body(Bootstrap& job, const std::string& way) {
   }
   if (way == "abort" && culprit) mesh.dp().abort("i/o error: disk is full");
   if (way == "exit" && culprit) std::exit(0);
-  if (way == "kill" && culprit) std::raise(SIGKILL);
+  if (way.starts_with("kill") && culprit) std::raise(SIGKILL);
   if (way == "segfault" && culprit) {
     const rlimit no_core{0, 0};
     setrlimit(RLIMIT_CORE, &no_core);
@@ -86,7 +86,9 @@ int body(Bootstrap& job, const std::string& way) {
 int main(int argc, char** argv) {
   if (argc != 3) return 2;
   gradus::BootstrapOptions options;
-  options.communication_timeout_s = std::atof(argv[2]);
+  if (std::strcmp(argv[1], "environment") != 0) {
+    options.communication_timeout_s = std::atof(argv[2]);
+  }
   return gradus::run_job(options,
                          [&](gradus::Bootstrap& job) { return gradus::body(job, argv[1]); });
 }

@@ -19,6 +19,10 @@ elseif(WAY STREQUAL "wrong_launcher")
   set(command ${CMAKE_COMMAND} -E env OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_RANK=2
       ${PROGRAM} plain)
   set(message "gradus: MPI error: (mpirun started 4 ranks, but MPI sees 1|started as one of several ranks, but this build of gradus has no MPI)")
+elseif(WAY STREQUAL "environment")
+  # An error of every rank before there is anything but MPI.
+  set(command ${CMAKE_COMMAND} -E env GRADUS_COMMUNICATION_TIMEOUT=soon ${command})
+  set(message "gradus: rank [0-2] of 3: config error: GRADUS_COMMUNICATION_TIMEOUT=soon is not a number of seconds above 0")
 elseif(WAY STREQUAL "throw")
   set(message "gradus: rank 1 of 3: data error: shard 7 is torn")
 elseif(WAY STREQUAL "throw_early")
@@ -35,6 +39,11 @@ elseif(WAY STREQUAL "exit")
   set(message "exiting improperly")  # mpirun's own words
 elseif(WAY STREQUAL "kill")
   set(message "rank 1 .* exited on signal 9")
+elseif(WAY STREQUAL "kill_unseen")
+  # By a launcher that lets the others go on: they have to notice, and do, well before the watchdog.
+  set(command ${MPIRUN} -np ${RANKS} --enable-recovery ${PROGRAM} ${WAY})
+  set(code_expected "[0-9]+")  # mpirun's affair, once it was told not to mind
+  set(message "MPI error: rank 1 .process [0-9]+ on this machine. ended before the job did")
 elseif(WAY STREQUAL "segfault")
   set(message "rank 1 .* exited on signal 11")
 elseif(WAY STREQUAL "return")

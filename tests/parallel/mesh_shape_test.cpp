@@ -27,16 +27,18 @@ TEST(MeshShape, DataParallelRanksAreWhatIsLeft) {
 
 TEST(MeshShape, RefusalsSpellOutTheArithmeticAndTheWaysOut) {
   EXPECT_EQ(refusal(8, 3, 1, 1, std::nullopt),
-            "8 ranks cannot be divided into tp 3 × pp 1: use tp 1, 2, 4 or 8");
+            "8 ranks cannot be divided into parallel.tp 3 × parallel.pp 1: use tp 1, 2, 4 or 8");
   EXPECT_EQ(refusal(12, 4, 2, 1, std::nullopt),
-            "12 ranks cannot be divided into tp 4 × pp 2: use tp 1, 2, 3 or 6");
+            "12 ranks cannot be divided into parallel.tp 4 × parallel.pp 2: use tp 1, 2, 3 or 6");
   EXPECT_EQ(refusal(1, 2, 1, 1, std::nullopt),
-            "1 rank cannot be divided into tp 2 × pp 1: use tp 1");
+            "1 rank cannot be divided into parallel.tp 2 × parallel.pp 1: use tp 1");
   EXPECT_EQ(refusal(8, 2, 3, 1, std::nullopt),
-            "8 ranks cannot be divided into tp 2 × pp 3: use factors of 8 (1, 2, 4 or 8) whose "
+            "8 ranks cannot be divided into parallel.tp 2 × parallel.pp 3: use factors of 8 (1, 2, "
+            "4 or 8) whose "
             "product divides it, or another number of ranks");
   EXPECT_EQ(refusal(8, 2, 1, 3, std::nullopt),
-            "8 ranks cannot be divided into tp 2 × pp 1 × cp 3: use factors of 8 (1, 2, 4 or 8) "
+            "8 ranks cannot be divided into parallel.tp 2 × parallel.pp 1 × parallel.cp 3: use "
+            "factors of 8 (1, 2, 4 or 8) "
             "whose product divides it, or another number of ranks");
   EXPECT_EQ(refusal(8, 2, 1, 1, 3),
             "parallel asks for pp 1 × dp 3 × cp 1 × tp 2 = 6 ranks, and 8 were started: use dp 4 "

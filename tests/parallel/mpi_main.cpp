@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
       gradus::test::option(argc, argv, "--message-bytes=", options.message_bytes);
   options.direct_all_reduce_bytes =
       gradus::test::option(argc, argv, "--direct-bytes=", options.direct_all_reduce_bytes);
+  options.late = gradus::test::option(argc, argv, "--late=", 0) != 0;
   return gradus::run_job(options, [](gradus::Bootstrap& bootstrap) {
     gradus::test::current_job = &bootstrap;
     const int failed = RUN_ALL_TESTS();
