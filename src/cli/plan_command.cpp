@@ -1,9 +1,10 @@
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstdio>
-#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/commands.h"
@@ -33,27 +34,42 @@ void print_stages(const std::vector<std::string>& stages) {
   fmt::print("\n");
 }
 
-/// What a rank of the first stage communicates, by purpose.
-void print_traffic(const TrainingModel& model, const MeshShape& mesh) {
+/// What a rank communicates, by purpose.
+void print_traffic(const TrainingModel& model, const std::string& whose) {
   const std::vector<StepTraffic> rows = step_traffic(model);
   if (rows.empty()) return;
-  const std::map<std::string, int> sizes = {
-      {"tp", mesh.tp}, {"dp", mesh.dp}, {"pp", mesh.pp}, {"embedding", 2}};
-  fmt::print("sent in a step by a rank{}\n", mesh.pp > 1 ? " of the first stage" : "");
+  fmt::print("sent in a step by a rank{}\n", whose);
   fmt::print("{:<10} {:<33} {:<15} {:>8} {:>12} {:>12}\n", "group", "for", "collective", "calls",
              "payload", "sent");
   for (const StepTraffic& row : rows) {
-    const double sent = bytes_sent(row.collective, row.bytes, sizes.at(row.group));
     fmt::print("{:<10} {:<33} {:<15} {:>8} {:>12} {:>12}\n", row.group, row.purpose,
                to_string(row.collective), row.calls, format_bytes(row.bytes),
-               format_bytes(static_cast<int64_t>(sent)));
+               format_bytes(std::llround(row.sent)));
   }
   fmt::print("\n");
 }
 
+/// Middle stages are alike but for their number of layers: the second stands for them.
+void print_traffic_of_stages(const Config& config, int64_t vocabulary, Executor& x,
+                             const MeshShape& mesh) {
+  std::vector<std::pair<int, std::string>> stages;
+  if (mesh.pp == 1) {
+    stages = {{0, ""}};
+  } else {
+    stages = {{0, " of the first stage"}, {mesh.pp - 1, " of the last stage"}};
+    if (mesh.pp > 2) stages.insert(stages.begin() + 1, {1, " of stage 1"});
+  }
+  for (const auto& [stage, whose] : stages) {
+    // The last replica's shards end with what tensor parallelism does not cut.
+    Parallelism parallel(mesh, {.pp = stage, .dp = mesh.dp - 1},
+                         parallelism_options(config.parallel));
+    print_traffic(TrainingModel(config, vocabulary, x, parallel), whose);
+  }
+}
+
 int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
   require_one_rank(bootstrap, "plan");
-  const Config config = arguments.config.load();
+  const Config config = arguments.config.load(bootstrap);
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   const MeshShape mesh = planned_mesh(config.parallel, arguments.ranks);
   const int64_t vocabulary = run_vocabulary(config);
@@ -74,8 +90,7 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
       largest = std::move(memory);
     }
   }
-  // The last replica's shards end with what tensor parallelism does not cut.
-  Parallelism parallel(mesh, {.dp = mesh.dp - 1}, parallelism_options(config.parallel));
+  Parallelism parallel(mesh, {}, parallelism_options(config.parallel));
   const TrainingModel model(config, vocabulary, x, parallel);
   const Sizes& sizes = model.gpt().sizes();
   const int64_t tokens = config.train.global_batch * sizes.T;
@@ -83,7 +98,7 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
   if (mesh.size() > 1) fmt::print("{}\n", describe(parallel));
   print_stages(stages);
   fmt::print("{}\n", largest->table());
-  print_traffic(model, mesh);
+  print_traffic_of_stages(config, vocabulary, x, mesh);
   fmt::print("parameters       {:>16}\n", model.parameters().logical_numel());
   fmt::print("tokens a step    {:>16}   ({} micro-batch{} of {} x {}{})\n", tokens,
              model.micro_batches(), model.micro_batches() == 1 ? "" : "es", sizes.B, sizes.T,

@@ -13,19 +13,24 @@ AnyTensor sequence(const AnyTensor& tensor, int64_t b) {
 
 void TensorParallel::gather(Executor& x, const Tensor& full, const ConstTensor& part) {
   if (!sequence_parallel_) return;
+  PendingSet pending;
   for (int64_t b = 0; b < full.size(0); ++b) {
-    group_->all_gather(x, sequence(full, b), sequence(part, b)).wait(x);
+    pending.add(x, group_->all_gather(x, sequence(full, b), sequence(part, b)));
   }
+  pending.wait(x);
 }
 
-Pending TensorParallel::gather_backward(Executor& x, const Tensor& dpart, const Tensor& dfull) {
-  if (size() == 1) return {};
-  if (!sequence_parallel_) return group_->all_reduce(x, dfull, dfull);
-  const int64_t last = dfull.size(0) - 1;
-  for (int64_t b = 0; b < last; ++b) {
-    group_->reduce_scatter(x, sequence(dpart, b), sequence(dfull, b)).wait(x);
+PendingSet TensorParallel::gather_backward(Executor& x, const Tensor& dpart, const Tensor& dfull) {
+  PendingSet pending;
+  if (size() == 1) return pending;
+  if (!sequence_parallel_) {
+    pending.add(x, group_->all_reduce(x, dfull, dfull));
+    return pending;
   }
-  return group_->reduce_scatter(x, sequence(dpart, last), sequence(dfull, last));
+  for (int64_t b = 0; b < dfull.size(0); ++b) {
+    pending.add(x, group_->reduce_scatter(x, sequence(dpart, b), sequence(dfull, b)));
+  }
+  return pending;
 }
 
 void TensorParallel::reduce_scatter(Executor& x, const Tensor& part, const Tensor& full) {
@@ -34,14 +39,20 @@ void TensorParallel::reduce_scatter(Executor& x, const Tensor& part, const Tenso
     group_->all_reduce(x, full, full).wait(x);
     return;
   }
+  PendingSet pending;
   for (int64_t b = 0; b < full.size(0); ++b) {
-    group_->reduce_scatter(x, sequence(part, b), sequence(full, b)).wait(x);
+    pending.add(x, group_->reduce_scatter(x, sequence(part, b), sequence(full, b)));
   }
+  pending.wait(x);
 }
 
 void TensorParallel::reduce_scatter_backward(Executor& x, const Tensor& dfull,
                                              const ConstTensor& dpart) {
   gather(x, dfull, dpart);
+}
+
+void TensorParallel::broadcast(Executor& x, const Tensor& inout) {
+  if (size() > 1) group_->broadcast(x, inout, 0).wait(x);
 }
 
 void TensorParallel::all_reduce(Executor& x, const Tensor& inout, ReduceOp op) {

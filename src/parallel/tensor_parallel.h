@@ -33,13 +33,15 @@ class TensorParallel {
   void gather(Executor& x, const Tensor& full, const ConstTensor& part);
   /// Its backward: dpart = this rank's tokens of Σ over ranks of dfull. Asynchronous, so that the
   /// weight gradient's product hides it; dfull must not be written before the wait.
-  Pending gather_backward(Executor& x, const Tensor& dpart, const Tensor& dfull);
+  PendingSet gather_backward(Executor& x, const Tensor& dpart, const Tensor& dfull);
 
   /// Out of a row-parallel product: part = this rank's tokens of Σ over ranks of full.
   void reduce_scatter(Executor& x, const Tensor& part, const Tensor& full);
   /// Its backward: dfull = the tokens of all ranks.
   void reduce_scatter_backward(Executor& x, const Tensor& dfull, const ConstTensor& dpart);
 
+  /// inout = the first rank's.
+  void broadcast(Executor& x, const Tensor& inout);
   /// inout = its reduction over ranks.
   void all_reduce(Executor& x, const Tensor& inout, ReduceOp op = ReduceOp::sum);
 

@@ -3,12 +3,20 @@
 #include "kernels/elementwise.h"
 
 namespace gradus {
+namespace {
+
+// A communicator has room for some hundred operations (parallel/mpi_engine.h).
+constexpr size_t kMostUnderWay = 256;
+
+}  // namespace
 
 BucketSync::BucketSync(TrainingModel& model)
     : model_(model),
       gradients_(model.parameters().buckets().size()),
       weights_(model.parameters().buckets().size()),
       summing_(model.parameters().buckets().size()) {}
+
+void BucketSync::acquire(int index) { weights_[at(index)].wait(x()); }
 
 void BucketSync::gradients_begin(int index) {
   if (model_.parameters().sharding() != Sharding::gradients) return;
@@ -22,6 +30,9 @@ void BucketSync::gradients_begin(int index) {
 
 void BucketSync::gradients_ready(int index) {
   if (!last_micro_batch_ && model_.parameters().sharding() != Sharding::gradients) return;
+  // Backward comes from the last bucket.
+  if (at(index) + kMostUnderWay < gradients_.size())
+    gradients_[at(index) + kMostUnderWay].wait(x());
   gradients_[at(index)] = model_.parallel().dp.sum_gradients(x(), bucket(at(index)));
   summing_[at(index)] = true;
 }
@@ -38,25 +49,29 @@ void BucketSync::finish_gradients() {
   for (size_t index = 0; index < summing_.size(); ++index) {
     if (summing_[index]) finish(index);
   }
-  if (model_.parallel().tp.sequence_parallel()) sum_over_tensor_parallel();
+  if (model_.parallel().tp.size() > 1) agree_on_what_is_not_cut();
   if (model_.gpt().options().model.tied_embeddings && bucket(0).holding != Holding::none) {
     model_.parallel().pp.sum_tied(x(), bucket(0).grad_shard);
   }
 }
 
-/// Under sequence parallelism each rank has seen its own tokens only, and parameters that are whole
-/// on every rank (layernorms, biases behind row-parallel products, positions) have a part of their
-/// gradient.
-void BucketSync::sum_over_tensor_parallel() {
+/// Parameters that are whole on every rank of tensor parallelism: layernorms, biases behind
+/// row-parallel products, positions. Under sequence parallelism each rank has seen its own tokens
+/// only, and has a part of their gradients. Without it all have the same but for its last bits,
+/// which may follow the number of threads and the processor: one rank's count, or the weights would
+/// drift apart.
+void BucketSync::agree_on_what_is_not_cut() {
+  TensorParallel& tp = model_.parallel().tp;
   for_each_uncut_part(model_.parameters(), [&](const Bucket& b, const ElementRange& mine) {
-    model_.parallel().tp.all_reduce(
-        x(), b.grad_shard.slice(0, mine.begin - b.shard.begin, mine.numel()));
+    const Tensor grad = b.grad_shard.slice(0, mine.begin - b.shard.begin, mine.numel());
+    tp.sequence_parallel() ? tp.all_reduce(x(), grad) : tp.broadcast(x(), grad);
   });
 }
 
 void BucketSync::gather_weights() {
   for (size_t index = 0; index < weights_.size(); ++index) {
     if (bucket(index).holding == Holding::none) continue;
+    if (index >= kMostUnderWay) weights_[index - kMostUnderWay].wait(x());
     weights_[index] = model_.parallel().dp.gather_weights(x(), bucket(index));
   }
 }

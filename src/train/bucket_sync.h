@@ -38,7 +38,7 @@ class BucketSync final : public LayerHooks {
   /// Until then a bucket's weights may only be read after acquire().
   void wait_for_weights();
 
-  void acquire(int bucket) override { weights_[at(bucket)].wait(x()); }
+  void acquire(int bucket) override;
   void gradients_begin(int bucket) override;
   void gradients_ready(int bucket) override;
 
@@ -47,7 +47,7 @@ class BucketSync final : public LayerHooks {
   Executor& x() { return model_.executor(); }
   const Bucket& bucket(size_t index) const { return model_.parameters().buckets()[index]; }
   void finish(size_t index);
-  void sum_over_tensor_parallel();
+  void agree_on_what_is_not_cut();
 
   TrainingModel& model_;
   std::vector<Pending> gradients_;  // by bucket

@@ -6,6 +6,27 @@
 namespace gradus {
 namespace {
 
+/// Bytes that a rank of a group of `size` sends for one call.
+double sent_by_call(Collective collective, double bytes, int size) {
+  const double n = size;
+  const auto direct = static_cast<double>(BootstrapOptions{}.direct_all_reduce_bytes);
+  switch (collective) {
+    case Collective::all_reduce:
+      // Small tensors go to every rank whole.
+      return n * bytes <= direct ? bytes * (n - 1) : 2.0 * bytes * (n - 1) / n;
+    case Collective::all_gather:
+    case Collective::reduce_scatter:
+    case Collective::all_to_all:
+    case Collective::broadcast:  // from the root, or in pieces that the others pass on
+      return bytes * (n - 1) / n;
+    case Collective::exchange:
+      return bytes;
+    case Collective::barrier:
+      return 0.0;
+  }
+  return 0.0;
+}
+
 class TrafficTable {
  public:
   explicit TrafficTable(const TrainingModel& model)
@@ -19,6 +40,7 @@ class TrafficTable {
   std::vector<StepTraffic> rows() {
     if (parallel_.tp.size() > 1) {
       parallel_.tp.sequence_parallel() ? sequence_parallel() : tensor_parallel();
+      uncut_gradients();
       head_statistics();
       add("tp", "norm", Collective::all_reduce, 1, norm_bytes());
     }
@@ -28,9 +50,25 @@ class TrafficTable {
   }
 
  private:
-  void add(const char* group, const char* purpose, Collective collective, int64_t calls,
+  /// Adds calls of so many bytes together, as large as each other, to the row of that purpose.
+  void add(const std::string& group, const char* purpose, Collective collective, int64_t calls,
            int64_t bytes) {
-    if (calls > 0) rows_.push_back({group, purpose, collective, calls, bytes});
+    if (calls == 0) return;
+    const bool begins = rows_.empty() || rows_.back().group != group ||
+                        rows_.back().purpose != purpose || rows_.back().collective != collective;
+    if (begins) rows_.push_back({group, purpose, collective});
+    StepTraffic& row = rows_.back();
+    row.calls += calls;
+    row.bytes += bytes;
+    row.sent += static_cast<double>(calls) *
+                sent_by_call(collective, static_cast<double>(bytes) / static_cast<double>(calls),
+                             size(group));
+  }
+
+  int size(const std::string& group) const {
+    if (group == "tp") return parallel_.tp.size();
+    if (group == "dp") return parallel_.dp.size();
+    return group == "pp" ? parallel_.pp.stages() : 2;  // "embedding": the first and last stage
   }
 
   const PipelineStage& stage() const { return model_.gpt().stage(); }
@@ -75,40 +113,49 @@ class TrafficTable {
     add("tp", "token embedding, forward", Collective::reduce_scatter, s_.B * first,
         first * residual);
     add("tp", "token embedding, backward", Collective::all_gather, s_.B * first, first * residual);
-    int64_t sections = 0;
-    int64_t elements = 0;
+  }
+
+  void uncut_gradients() {
+    const Collective collective =
+        parallel_.tp.sequence_parallel() ? Collective::all_reduce : Collective::broadcast;
     for_each_uncut_part(model_.parameters(), [&](const Bucket&, const ElementRange& mine) {
-      ++sections;
-      elements += mine.numel();
+      add("tp", "gradients of what is not cut", collective, 1,
+          mine.numel() * size_of(precision_.gradient));
     });
-    add("tp", "gradients of what is not cut", Collective::all_reduce, sections,
-        elements * size_of(precision_.gradient));
   }
 
   /// Maximum, sum and target logit of each row: never logits.
   void head_statistics() {
     if (!stage().last) return;
-    const int64_t rows = head_chunk_rows(s_);
-    const int64_t chunks = passes_ * ((s_.rows() + rows - 1) / rows);
-    add("tp", "softmax statistics", Collective::all_reduce, 3 * chunks,
-        3 * passes_ * s_.rows() * size_of(accumulator_of(precision_.activation)));
+    const int64_t chunk = head_chunk_rows(s_);
+    const int64_t row_bytes = size_of(accumulator_of(precision_.activation));
+    const auto add_chunks = [&](int64_t chunks, int64_t rows) {
+      const int64_t calls = 3 * passes_ * chunks;
+      add("tp", "softmax statistics", Collective::all_reduce, calls, calls * rows * row_bytes);
+    };
+    add_chunks(s_.rows() / chunk, chunk);
+    add_chunks(s_.rows() % chunk == 0 ? 0 : 1, s_.rows() % chunk);
+  }
+
+  template <typename Body>
+  void for_each_bucket(Body&& body) const {
+    for (const Bucket& bucket : model_.parameters().buckets()) {
+      if (bucket.holding != Holding::none) body(bucket);
+    }
   }
 
   void data_parallel() {
     const Sharding sharding = model_.parameters().sharding();
-    int64_t buckets = 0;
-    int64_t elements = 0;
-    for (const Bucket& bucket : model_.parameters().buckets()) {
-      if (bucket.holding == Holding::none) continue;
-      ++buckets;
-      elements += bucket.numel;
-    }
+    const bool sharded = sharding != Sharding::none;
     const int64_t sums = sharding == Sharding::gradients ? passes_ : 1;
-    add("dp", "gradients",
-        sharding == Sharding::none ? Collective::all_reduce : Collective::reduce_scatter,
-        sums * buckets, sums * elements * size_of(precision_.gradient));
-    if (sharding != Sharding::none) {
-      add("dp", "weights", Collective::all_gather, buckets, elements * size_of(precision_.param));
+    for_each_bucket([&](const Bucket& bucket) {
+      add("dp", "gradients", sharded ? Collective::reduce_scatter : Collective::all_reduce, sums,
+          sums * bucket.numel * size_of(precision_.gradient));
+    });
+    if (sharded) {
+      for_each_bucket([&](const Bucket& bucket) {
+        add("dp", "weights", Collective::all_gather, 1, bucket.numel * size_of(precision_.param));
+      });
       add("dp", "norm", Collective::all_reduce, 1, norm_bytes());
     }
     add("dp", "count of targets, loss", Collective::all_reduce, 2, 2 * sizeof(double));
@@ -151,25 +198,6 @@ class TrafficTable {
 
 std::vector<StepTraffic> step_traffic(const TrainingModel& model) {
   return TrafficTable(model).rows();
-}
-
-double bytes_sent(Collective collective, int64_t payload, int size) {
-  const double n = size;
-  const auto bytes = static_cast<double>(payload);
-  switch (collective) {
-    case Collective::all_reduce:
-      return 2.0 * bytes * (n - 1) / n;
-    case Collective::all_gather:
-    case Collective::reduce_scatter:
-    case Collective::all_to_all:
-      return bytes * (n - 1) / n;
-    case Collective::broadcast:
-    case Collective::exchange:
-      return bytes;
-    case Collective::barrier:
-      return 0.0;
-  }
-  return 0.0;
 }
 
 }  // namespace gradus
