@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
 #include "train/verify.h"
+#include "train/verify_layouts.h"
 
 namespace gradus::cli {
 namespace {
@@ -21,7 +22,7 @@ void print(const Check& check) {
 /// The exit code: 0 when everything passed.
 int verify_run(Bootstrap& bootstrap, const ConfigArguments& arguments) {
   std::vector<std::string> rule;
-  const Config config = shrink_for_verification(arguments.load(), bootstrap.size(), rule);
+  const Config config = shrink_for_verification(arguments.load(bootstrap), bootstrap.size(), rule);
   const bool speaks = bootstrap.rank() == 0;
   if (speaks) {
     fmt::print("verifying {} on {} rank{}, made small by this rule:\n", arguments.file,
@@ -37,6 +38,9 @@ int verify_run(Bootstrap& bootstrap, const ConfigArguments& arguments) {
     fmt::print("\n{}\n", failed == 0
                              ? fmt::format("all {} checks passed", checks.size())
                              : fmt::format("{} of {} checks FAILED", failed, checks.size()));
+    const std::vector<std::string> left_out = layouts_to_verify(config, bootstrap.size()).left_out;
+    if (!left_out.empty()) fmt::print("not tried, since this model cannot be cut so:\n");
+    for (const std::string& line : left_out) fmt::print("  {}\n", line);
     if (bootstrap.size() == 1) {
       fmt::print("layouts of several ranks: mpirun -np N gradus verify {}\n", arguments.file);
     }

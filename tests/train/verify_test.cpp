@@ -12,6 +12,7 @@
 
 #include "mpi_job.h"
 #include "support/temp_dir.h"
+#include "train/verify_layouts.h"
 
 namespace gradus {
 namespace {
@@ -56,6 +57,28 @@ TEST(Verify, ASmallConfigurationStaysAsItIs) {
   EXPECT_EQ(small.model, config.model);
 }
 
+TEST(Verify, SaysWhichLayoutsDoNotFit) {
+  Config config = large();
+  config.model = {
+      .layers = 2, .channels = 12, .heads = 6, .context = 6, .mlp_width = 24, .vocab_size = 11};
+  config.train.micro_batch = 1;
+  config.train.global_batch = 2;
+  const VerifiedLayouts layouts = layouts_to_verify(config, 4);
+  std::vector<std::string> names;
+  for (const VerifiedLayout& layout : layouts.fitting) names.push_back(layout.name());
+  EXPECT_THAT(names,
+              testing::ElementsAre(
+                  "pp 2 dp 2 tp 1 zero 0", "pp 2 dp 2 tp 1 zero 1", "pp 2 dp 2 tp 1 zero 2",
+                  "pp 1 dp 2 tp 2 zero 0", "pp 1 dp 2 tp 2 zero 1", "pp 1 dp 2 tp 2 zero 2",
+                  "pp 1 dp 2 tp 2 sequence zero 0", "pp 1 dp 2 tp 2 sequence zero 1",
+                  "pp 1 dp 2 tp 2 sequence zero 2", "pp 2 dp 1 tp 2", "pp 2 dp 1 tp 2 sequence"));
+  EXPECT_THAT(layouts.left_out,
+              testing::ElementsAre(
+                  "pp 1 dp 4 tp 1: train.global_batch 2 is not divisible by micro_batch 1 × dp 4",
+                  "pp 4 dp 1 tp 1: model.layers 2 are fewer than pp 4",
+                  "pp 1 dp 1 tp 4: model.heads 6 are not divisible by tp 4"));
+}
+
 TEST(Verify, ADeviationBeyondItsLimitOrThatIsNoNumberFails) {
   EXPECT_TRUE((Check{.worst = 0.0, .limit = 0.0}).passed());
   EXPECT_FALSE((Check{.worst = 1e-300, .limit = 0.0}).passed());
@@ -78,7 +101,10 @@ TEST(Verify, EveryCheckPasses) {
     size_t reported = 0;
     const std::vector<Check> checks = verify(small, test::job(), [&](const Check&) { ++reported; });
     EXPECT_EQ(reported, checks.size());
-    EXPECT_GE(checks.size(), 5u);
+    // Of one rank; and of each layout its gradients, those after an update, a curve, a resumed run.
+    const size_t layouts = layouts_to_verify(small, test::job().size()).fitting.size();
+    EXPECT_EQ(checks.size(), test::job().size() == 1 ? 5u : 4u + 4 * layouts);
+    EXPECT_GE(layouts, static_cast<size_t>(test::job().size()));
     for (const Check& check : checks) {
       EXPECT_TRUE(check.passed()) << check.name << ": " << check.worst << " at " << check.where;
     }
