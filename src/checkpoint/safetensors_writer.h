@@ -45,7 +45,7 @@ class SafetensorsWriter {
   void write(std::string_view name, const ConstTensorPiece& piece);
 
   int64_t numel_declared() const;  ///< of all tensors
-  int64_t numel_written() const;   ///< by this writer; ranks sum it up to see that nothing is amiss
+  int64_t numel_written() const;   ///< by this writer
 
   enum class Coverage : uint8_t {
     whole,   ///< this writer wrote every element

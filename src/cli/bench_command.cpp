@@ -76,14 +76,15 @@ nlohmann::json traced_step(const Trace& trace, int64_t steps) {
 
 /// Times whole optimizer steps; the first rank prints one JSON object.
 int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
-  const Config config = arguments.config.load();
+  const Config config = arguments.config.load(bootstrap);
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   Mesh mesh(bootstrap, mesh_of(config.parallel, bootstrap.size()));
   Parallelism parallel(mesh, parallelism_options(config.parallel));
   std::optional<Trace> trace;  // outlives what communicates
   if (!arguments.trace.empty()) trace.emplace();
   TrainingModel model(config, run_vocabulary(config), x, parallel);
-  model.allocate(bootstrap.local_size());
+  model.allocate(model.bytes_of_neighbours(bootstrap.machine()));
+  mesh.world().barrier(x).wait(x);  // before any rank fills its memory: all divide what is free
   model.initialize(static_cast<uint64_t>(config.seed));
   Stepper stepper(config, model);
   const Sizes& sizes = model.gpt().sizes();
@@ -137,8 +138,8 @@ struct BatchesArguments {
 
 /// Writes the run's training batches (or the first of its validation text), so that another program
 /// can train (or be evaluated) on the very same ones.
-int dump_batches(const BatchesArguments& arguments) {
-  const Config config = arguments.config.load();
+int dump_batches(Bootstrap& bootstrap, const BatchesArguments& arguments) {
+  const Config config = arguments.config.load(bootstrap);
   const RunData data = RunData::open(config);
   if (arguments.val && !data.val) throw DataError("there is no validation text: {}", data.no_val);
   const Loader& loader = arguments.val ? *data.val : data.train;
@@ -195,7 +196,7 @@ void add_bench(CLI::App& program, Action& action) {
   batches_command->callback([batches, &action] {
     action = [batches](Bootstrap& bootstrap) {
       require_one_rank(bootstrap, "bench batches");
-      return dump_batches(*batches);
+      return dump_batches(bootstrap, *batches);
     };
   });
 }

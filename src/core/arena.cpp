@@ -160,7 +160,7 @@ std::string MemoryPlan::table() const {
   return out;
 }
 
-Arena::Arena(std::unique_ptr<const MemoryPlan> plan, int sharers) : plan_(std::move(plan)) {
+Arena::Arena(std::unique_ptr<const MemoryPlan> plan, int64_t others) : plan_(std::move(plan)) {
   if (plan_->device() != Device::cpu) {
     throw CudaError("this build has no CUDA backend; use device: cpu");
   }
@@ -168,15 +168,15 @@ Arena::Arena(std::unique_ptr<const MemoryPlan> plan, int sharers) : plan_(std::m
   const int64_t available = available_memory();
   const auto too_large = [&](int64_t free) {
     return MemoryError(
-        "the run needs {} ({} bytes){} and {} are available. Make train.micro_batch or "
-        "model.context smaller, set train.recompute: full, or choose a smaller model. What it "
-        "would hold:\n{}",
+        "the run needs {} ({} bytes){} and {} are available. What it would hold:\n{}",
         format_bytes(needed), needed,
-        sharers > 1 ? fmt::format(" for each of {} ranks on this machine", sharers) : "",
+        others > 0
+            ? fmt::format(" on this rank, {} on the others of this machine,", format_bytes(others))
+            : "",
         free < 0 ? "fewer" : format_bytes(free), plan_->table());
   };
-  // The quotient, for the product may overflow. Each rank sees the memory that all are after.
-  if (available >= 0 && needed > available / sharers) throw too_large(available);
+  // Each rank sees the memory that all are after.
+  if (available >= 0 && needed > available - others) throw too_large(available);
   void* memory = mmap(nullptr, static_cast<size_t>(std::max(needed, kAlignment)),
                       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw too_large(available);

@@ -98,10 +98,10 @@ class MemoryPlan final : public TensorVisitor {
 /// The run's memory, allocated once, and the second reader of the declarations.
 class Arena final : public TensorVisitor {
  public:
-  /// sharers: processes of this machine that allocate as much each, this one included; all must
-  /// have an arena before any of them writes to its own, or what it wrote counts twice.
+  /// others: bytes that other processes of this run are about to take of this machine's memory; all
+  /// must have an arena before any of them writes to its own, or what it wrote counts twice.
   /// Throws MemoryError, with the plan's table, when the machine has not that much memory free.
-  explicit Arena(std::unique_ptr<const MemoryPlan> plan, int sharers = 1);
+  explicit Arena(std::unique_ptr<const MemoryPlan> plan, int64_t others = 0);
   ~Arena() override;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;

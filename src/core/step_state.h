@@ -5,8 +5,8 @@
 namespace gradus {
 
 /// What the kernels of one optimizer step share, in the executor's device memory. AdamW reads it,
-/// so a non-finite step changes nothing without the host being asked; the host reads it one step
-/// late.
+/// so a non-finite step changes nothing without the host being asked; the host reads it when the
+/// step is over.
 struct StepState {
   int64_t attempted = 0;       ///< steps decided so far; the schedule counts these
   int64_t applied = 0;         ///< steps that changed the weights; bias correction counts these

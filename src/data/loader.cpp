@@ -67,6 +67,14 @@ Loader::Loader(const LoaderOptions& options)
                    shards_.back().first_window + shards_.back().windows),
       shift_key_(rng_key(options.seed, rng_site("data.shift"))) {}
 
+uint64_t Loader::checksum() const {
+  uint64_t checksum = 0;
+  for (const Shard& shard : shards_) {
+    checksum = rng_key(checksum ^ shard.shard.tokens_checksum(), rng_site("data.checksum"));
+  }
+  return checksum;
+}
+
 int64_t Loader::token_count() const {
   int64_t count = 0;
   for (const Shard& shard : shards_) count += shard.shard.token_count();

@@ -83,6 +83,8 @@ class TokenShard {
   int64_t token_count() const { return static_cast<int64_t>(header_.token_count); }
   int64_t vocab_size() const { return static_cast<int64_t>(header_.vocab_size); }
   uint64_t tokenizer_hash() const { return header_.tokenizer_hash; }
+  /// Of the tokens, as the writer noted it: the same for the same tokens.
+  uint64_t tokens_checksum() const { return header_.tokens_checksum; }
   TokenType token_type() const { return static_cast<TokenType>(header_.token_type); }
   int64_t file_size() const { return static_cast<int64_t>(file_.bytes().size()); }
 

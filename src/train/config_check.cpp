@@ -95,8 +95,8 @@ class ContradictionCheck {
     const Keys warmup{"optim.warmup_steps", "train.steps"};
     bool warmup_fits = valid(warmup) && o.warmup_steps <= c_.train.steps;
     if (valid(warmup) && !warmup_fits) {
-      report(warmup, fmt::format("warmup_steps {} exceed the run's {} steps", o.warmup_steps,
-                                 c_.train.steps));
+      report(warmup, fmt::format("warmup_steps {} exceed the run's {} steps: use at most that many",
+                                 o.warmup_steps, c_.train.steps));
     }
     if (const Keys keys{"optim.warmup_steps", "train.steps", "optim.schedule", "optim.min_lr",
                         "optim.lr"};
@@ -119,8 +119,10 @@ class ContradictionCheck {
       const int64_t decay = resolved_decay_steps(o, c_.train.steps);
       if (decay > c_.train.steps - o.warmup_steps) {
         report(keys,
-               fmt::format("warmup_steps {} and decay_steps {}{} exceed the run's {} steps",
-                           o.warmup_steps, decay, o.decay_steps ? "" : " (auto)", c_.train.steps));
+               fmt::format("warmup_steps {} and decay_steps {}{} exceed the run's {} steps: use "
+                           "decay_steps of at most {}",
+                           o.warmup_steps, decay, o.decay_steps ? "" : " (auto)", c_.train.steps,
+                           c_.train.steps - o.warmup_steps));
       }
     }
   }
@@ -131,8 +133,11 @@ class ContradictionCheck {
     if (!valid(keys)) return;
     const int64_t dp = c_.parallel.dp.value_or(1);
     if (t.micro_batch > t.global_batch / dp) {
-      report(keys, fmt::format("global_batch {} is less than micro_batch {} on each of {} dp ranks",
-                               t.global_batch, t.micro_batch, dp));
+      report(keys, fmt::format("global_batch {} is less than micro_batch {} × dp {}: use {}",
+                               t.global_batch, t.micro_batch, dp,
+                               t.global_batch < dp ? fmt::format("dp of at most {}", t.global_batch)
+                                                   : fmt::format("micro_batch of at most {}",
+                                                                 t.global_batch / dp)));
     } else if (const int64_t pass = t.micro_batch * dp; t.global_batch % pass != 0) {
       report(keys, fmt::format("global_batch {} is not a multiple of micro_batch {} × dp {}: use "
                                "global_batch {}",
@@ -163,8 +168,10 @@ class ContradictionCheck {
                                m.context, p.tp, nearest_multiples(m.context, p.tp)));
     }
     if (const Keys keys{"model.layers", "parallel.pp"}; valid(keys) && m.layers < p.pp) {
-      report(keys,
-             fmt::format("layers {} are too few for pp {}: every stage needs one", m.layers, p.pp));
+      report(keys, fmt::format(
+                       "layers {} are too few for pp {}, where every stage needs one: use pp of at "
+                       "most {}",
+                       m.layers, p.pp, m.layers));
     }
   }
 

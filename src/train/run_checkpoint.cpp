@@ -5,6 +5,7 @@
 #include "checkpoint/safetensors_writer.h"
 #include "checkpoint/step_state_json.h"
 #include "core/error.h"
+#include "parallel/gather_values.h"
 
 namespace gradus {
 namespace {
@@ -67,6 +68,32 @@ void write_pieces(SafetensorsWriter& file, const std::vector<NamedTensor>& tenso
   file.finish(SafetensorsWriter::Coverage::slices);
 }
 
+// Writing takes as long as it takes; a rank that ends meanwhile is noticed in other ways.
+constexpr bool kUnwatched = false;
+
+/// Waits until all ranks have written their pieces. Elements that nobody wrote would be zeros in a
+/// checkpoint whose checksums are right.
+void require_whole(Executor& x, Communicator& world, const SafetensorsWriter& model,
+                   const SafetensorsWriter& optimizer) {
+  struct Written {
+    int64_t model;
+    int64_t optimizer;
+  };
+  world.barrier(x, kUnwatched).wait(x);
+  Written all{0, 0};
+  for (const Written& each :
+       gather_values(x, world, Written{model.numel_written(), optimizer.numel_written()})) {
+    all.model += each.model;
+    all.optimizer += each.optimizer;
+  }
+  if (all.model == model.numel_declared() && all.optimizer == optimizer.numel_declared()) return;
+  throw CheckpointError(
+      "the ranks together wrote {} of {} elements of {} and {} of {} of {}; the checkpoint is not "
+      "kept",
+      all.model, model.numel_declared(), kModelFile, all.optimizer, optimizer.numel_declared(),
+      kOptimizerFile);
+}
+
 std::vector<TensorDeclaration> declarations(const std::vector<NamedTensor>& tensors) {
   std::vector<TensorDeclaration> out;
   for (const NamedTensor& tensor : tensors)
@@ -85,8 +112,8 @@ SaveResult save_together(const std::filesystem::path& run, const CheckpointConte
     auto optimizer_file = SafetensorsWriter::join(folder / kOptimizerFile, moments);
     write_pieces(model_file, contents.model);
     write_pieces(optimizer_file, contents.optimizer);
-    world.barrier(x).wait(x);  // all pieces are written
-    world.barrier(x).wait(x);  // the checkpoint is in place
+    require_whole(x, world, model_file, optimizer_file);
+    world.barrier(x, kUnwatched).wait(x);  // the checkpoint is in place
     return {};
   }
   CheckpointWriter writer(run, contents.step);
@@ -95,11 +122,11 @@ SaveResult save_together(const std::filesystem::path& run, const CheckpointConte
   broadcast_text(x, world, writer.folder().string());
   write_pieces(model_file, contents.model);
   write_pieces(optimizer_file, contents.optimizer);
-  world.barrier(x).wait(x);
+  require_whole(x, world, model_file, optimizer_file);
   for (const auto& [name, bytes] : contents.files) writer.add_file(name, bytes);
   writer.add_state(contents.state);
   SaveResult result = writer.commit(keep);
-  world.barrier(x).wait(x);
+  world.barrier(x, kUnwatched).wait(x);
   return result;
 }
 

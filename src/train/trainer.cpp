@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <thread>
 #include <vector>
 
 #include "checkpoint/checkpoint_folder.h"
@@ -11,6 +12,7 @@
 #include "core/error.h"
 #include "core/rng.h"
 #include "optim/schedule.h"
+#include "parallel/gather_values.h"
 
 namespace gradus {
 namespace {
@@ -23,6 +25,15 @@ double seconds_since(Clock::time_point begin) {
 
 /// Whether something that happens every `every` steps happens at this one; 0: it never does.
 bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+constexpr int kAttempts = 20;
+constexpr std::chrono::milliseconds kBetweenAttempts{100};
+
+/// Opening a folder makes the client of a network file system ask the server what is in it.
+void list_afresh(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  std::filesystem::directory_iterator(folder.empty() ? "." : folder, ignored);
+}
 
 /// JSON has no NaN and no infinities.
 nlohmann::json number(double value) {
@@ -37,6 +48,8 @@ struct Trainer::Start {
   uint64_t checkpoint = 0;  ///< what it says of itself, as a hash
   int64_t tokens = 0;
   int64_t validation = -1;
+  uint64_t training_text = 0;    ///< of the shards, in order
+  uint64_t validation_text = 0;  ///< 0: none
   uint64_t tokenizer = 0;
 
   bool operator==(const Start&) const = default;
@@ -69,7 +82,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
   meet();
   refuse_folder_of_its_own();
   baseline_bytes_ = resident_memory();
-  model_.allocate(options_.local_ranks);
+  model_.allocate(model_.bytes_of_neighbours(options_.machine));
   meet();  // before any rank fills its memory: what is free is divided among all
   if (checkpoint) {
     progress_ = load_run(*checkpoint, model_);
@@ -124,7 +137,8 @@ void Trainer::refuse_going_back(const Checkpoint& checkpoint) const {
   const std::filesystem::path checkpoints = run_ / kCheckpointsName;
   std::error_code error;
   if (!std::filesystem::equivalent(checkpoint.path().parent_path(), checkpoints, error)) return;
-  const int64_t newest = step_of(list_step_folders(checkpoints).front()).value_or(0);
+  const std::vector<std::filesystem::path> folders = list_step_folders(checkpoints);
+  const int64_t newest = folders.empty() ? 0 : step_of(folders.front()).value_or(0);
   if (newest > checkpoint.step()) {
     throw ConfigError(
         "checkpoint.resume goes back to step {} of {}, which goes on to step {}: set another "
@@ -145,12 +159,10 @@ void Trainer::refuse_different_starts(const std::optional<Checkpoint>& checkpoin
           checkpoint ? rng_site(checkpoint->state().dump() + checkpoint->file("config.yaml")) : 0,
       .tokens = data_.train.token_count(),
       .validation = data_.val ? data_.val->samples_per_epoch() : -1,
+      .training_text = data_.train.checksum(),
+      .validation_text = data_.val ? data_.val->checksum() : 0,
       .tokenizer = data_.tokenizer->hash()};
-  std::vector<Start> starts(static_cast<size_t>(world->size()));
-  constexpr int64_t kBytes = sizeof(Start);
-  const Tensor all(starts.data(), DType::u8, Device::cpu, {kBytes * world->size()});
-  const ConstTensor own(&mine, DType::u8, Device::cpu, {kBytes});
-  world->all_gather(model_.executor(), all, own).wait(model_.executor());
+  const std::vector<Start> starts = gather_values(model_.executor(), *world, mine);
   const Start& first = starts.front();
   const auto other = std::ranges::find_if(starts, [&](const Start& s) { return s != first; });
   if (other == starts.end()) return;
@@ -166,17 +178,25 @@ void Trainer::refuse_different_starts(const std::optional<Checkpoint>& checkpoin
         found(first), rank, found(*other), other->step == first.step ? " of another run" : "",
         run_.string());
   }
+  const bool same_size = other->tokens == first.tokens && other->validation == first.validation;
   throw DataError(
       "the ranks read different data: rank 0 has {} tokens of training text and {} samples of "
-      "validation text, rank {} has {} and {}{}; give all of them the same data.train and data.val",
+      "validation text, rank {} has {} and {}{}{}; give all of them the same data.train and "
+      "data.val, in the same order",
       first.tokens, std::max<int64_t>(first.validation, 0), rank, other->tokens,
-      std::max<int64_t>(other->validation, 0),
+      std::max<int64_t>(other->validation, 0), same_size ? ", of other content or order" : "",
       other->tokenizer == first.tokenizer ? "" : ", tokenized by another tokenizer");
 }
 
 /// Every rank writes its part of each checkpoint into the folder that the first rank has just made.
 void Trainer::refuse_folder_of_its_own() const {
-  if (std::filesystem::exists(run_ / "config.yaml")) return;
+  // A network file system may remember for a while that the folder was not there.
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    if (std::filesystem::exists(run_ / "config.yaml")) return;
+    list_afresh(run_.parent_path());
+    list_afresh(run_);
+    std::this_thread::sleep_for(kBetweenAttempts);
+  }
   throw IoError(
       "run.dir {} is not the folder that rank 0 has made: it must be one that all ranks share",
       run_.string());

@@ -28,7 +28,7 @@ class Trainer {
     Config config;
     /// What a user types to go on, for the message of an interrupted run.
     std::string resume_command;
-    int local_ranks = 1;  ///< ranks of the run on this machine, which share its memory
+    int machine = 0;  ///< the same on all ranks that share one (Bootstrap::machine)
   };
   /// x, parallel and log must outlive this. Opens the data and the run's folder, finds the
   /// checkpoint to go on from, checks it, and only then allocates. Throws any of the errors of

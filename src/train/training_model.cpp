@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "core/error.h"
 #include "model/gpt_parameters.h"
 #include "model/initialize.h"
+#include "parallel/gather_values.h"
 #include "train/pipeline_schedule.h"
 #include "train/precision_preset.h"
 
@@ -25,11 +27,25 @@ Parameters::Options parameter_options(const Config& config, const PipelineStage&
           .holdings = bucket_holdings(config.model, stage)};
 }
 
+/// In the order of their price (docs/memory.md).
+constexpr const char* kWhatWouldHelp =
+    "To make it smaller: on several ranks parallel.zero: 1 and, with tp, parallel.sequence: true; "
+    "train.recompute: selective, then full; a smaller train.micro_batch (the step stays the same); "
+    "train.precision: bf16; more ranks; a smaller model.context or model";
+
 /// Micro-batches of one replica in a step.
 int64_t micro_batches_of(const Config& config, const DataParallel& dp) {
   const int64_t pass = config.train.micro_batch * dp.size();
-  require_divisible("train.global_batch", config.train.global_batch, "micro_batch × dp", pass);
-  return config.train.global_batch / pass;
+  const int64_t batch = config.train.global_batch;
+  if (batch % pass != 0) {
+    const int64_t below = batch / pass * pass;
+    throw ConfigError(
+        "train.global_batch {} is not a multiple of train.micro_batch {} × dp {}: use global_batch "
+        "{}{}, another micro_batch or another number of ranks",
+        batch, config.train.micro_batch, dp.size(), below > 0 ? fmt::format("{} or ", below) : "",
+        below + pass);
+  }
+  return batch / pass;
 }
 
 Gpt::Options gpt_options(const Config& config, int64_t vocabulary, const PipelineStage& stage,
@@ -74,8 +90,27 @@ std::unique_ptr<MemoryPlan> TrainingModel::plan() {
   return plan;
 }
 
-void TrainingModel::allocate(int sharers) {
-  arena_ = std::make_unique<Arena>(plan(), sharers);
+int64_t TrainingModel::bytes_of_neighbours(int machine) {
+  Communicator* const world = parallel_.world;
+  if (world == nullptr) return 0;
+  struct Need {
+    int64_t machine;
+    int64_t bytes;
+  };
+  const Need mine{machine, plan()->total_bytes()};
+  int64_t sum = -mine.bytes;
+  for (const Need& need : gather_values(x_, *world, mine)) {
+    if (need.machine == mine.machine) sum += need.bytes;
+  }
+  return sum;
+}
+
+void TrainingModel::allocate(int64_t others) {
+  try {
+    arena_ = std::make_unique<Arena>(plan(), others);
+  } catch (const MemoryError& error) {
+    throw MemoryError("{}{}", error.what(), kWhatWouldHelp);
+  }
   declare(*arena_);
   arena_->check_complete();
   x_.bind_scratch(arena_->scratch());

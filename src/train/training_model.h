@@ -22,8 +22,11 @@ class TrainingModel {
 
   /// What the run will allocate.
   std::unique_ptr<MemoryPlan> plan();
-  /// Allocates it. sharers: as for Arena. Throws MemoryError when it does not fit.
-  void allocate(int sharers = 1);
+  /// Bytes that the job's other ranks on this machine will allocate. machine: the same on all ranks
+  /// of one machine (Bootstrap::machine). All ranks call this together.
+  int64_t bytes_of_neighbours(int machine);
+  /// Allocates it. others: as for Arena. Throws MemoryError when it does not fit.
+  void allocate(int64_t others = 0);
   /// Draws the initial weights.
   void initialize(uint64_t seed);
   /// Brings the optimizer's master weights, written from outside, to the parameters of all

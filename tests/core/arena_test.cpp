@@ -278,7 +278,6 @@ TEST(Arena, TooLargeARunIsRefusedWithTheTable) {
   EXPECT_THAT([&] { Arena arena(std::move(plan)); },
               ThrowsMessage<MemoryError>(
                   testing::AllOf(HasSubstr("the run needs 512.00 TiB (562949953421312 bytes)"),
-                                 HasSubstr("train.recompute: full"),
                                  testing::ContainsRegex("saved +block\\.\\*\\.up +fp32"))));
 }
 
@@ -290,9 +289,10 @@ TEST(Arena, RanksThatShareTheMachineNeedRoomForAllOfThem) {
     return plan;
   };
   EXPECT_NO_THROW(Arena arena(half_of_the_machine()));
-  EXPECT_THAT([&] { Arena arena(half_of_the_machine(), 4); },
-              ThrowsMessage<MemoryError>(
-                  testing::ContainsRegex("bytes\\) for each of 4 ranks on this machine and ")));
+  const int64_t others = available_memory() / 3 * 2;
+  EXPECT_THAT([&] { Arena arena(half_of_the_machine(), others); },
+              ThrowsMessage<MemoryError>(testing::ContainsRegex(
+                  "bytes\\) on this rank, .* on the others of this machine, and ")));
 }
 
 TEST(Arena, RefusesADeviceThatTheBuildDoesNotHave) {
