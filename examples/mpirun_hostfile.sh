@@ -16,6 +16,9 @@ if [ $# -lt 3 ]; then
   sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
+# What a stopped run says to type.
+GRADUS_RESUME_COMMAND=$(printf '%q ' "$0" "$@")
+export GRADUS_RESUME_COMMAND=${GRADUS_RESUME_COMMAND% }
 hostfile=$1
 ranks=$2
 shift 2

@@ -13,6 +13,9 @@ if [ $# -lt 2 ]; then
   sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
+# What a stopped run says to type.
+GRADUS_RESUME_COMMAND=$(printf '%q ' "$0" "$@")
+export GRADUS_RESUME_COMMAND=${GRADUS_RESUME_COMMAND% }
 ranks=$1
 shift
 

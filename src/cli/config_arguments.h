@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "parallel/bootstrap.h"
 #include "train/config.h"
 
 namespace gradus::cli {
@@ -13,13 +14,9 @@ struct ConfigArguments {
   std::string file;
   std::vector<std::string> overrides;
 
-  void add_to(CLI::App& command) {
-    command.add_option("CONFIG", file, "Configuration in YAML (docs/configuration.md)")->required();
-    command.add_option("key=value", overrides,
-                       "Settings that replace the file's, for example optim.lr=3e-4 or "
-                       "data.train=[data/a,data/b]");
-  }
-  Config load() const { return load_config(file, overrides); }
+  void add_to(CLI::App& command);
+  /// Collective over the job. Throws ConfigError, also when the ranks were not told the same.
+  Config load(Bootstrap& bootstrap) const;
 };
 
 }  // namespace gradus::cli

@@ -1,17 +1,37 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "cli/commands.h"
 #include "core/error.h"
 #include "parallel/bootstrap.h"
+#include "train/config_nearest.h"
 
 namespace gradus::cli {
 namespace {
 
 constexpr int kWrongUsage = 2;
+
+/// What is wrong with a first argument that is no command; CLI11 would only say that one is
+/// missing. Empty where it is one, or an option.
+std::string unknown_command(const CLI::App& program, const std::string& word) {
+  std::vector<std::string> commands;
+  for (const CLI::App* command : program.get_subcommands(nullptr)) {
+    commands.push_back(command->get_name());
+  }
+  if (word.starts_with("-") || std::ranges::find(commands, word) != commands.end()) return {};
+  const std::string nearest = nearest_key(word, commands);
+  return fmt::format("gradus has no command {}{}\ncommands: {} (gradus --help)\n", word,
+                     nearest.empty() ? "" : fmt::format(": did you mean {}?", nearest),
+                     fmt::join(commands, ", "));
+}
 
 /// Parses the command line and runs the chosen subcommand. What is wrong with the command line, and
 /// help, is printed by the first rank alone.
@@ -28,6 +48,11 @@ int run(Bootstrap& bootstrap, int argc, char** argv) {
   add_data(program, action);
   add_bench(program, action);
   add_info(program, action);
+  const std::string unknown = argc > 1 ? unknown_command(program, argv[1]) : "";
+  if (!unknown.empty()) {
+    if (bootstrap.rank() == 0) std::fputs(unknown.c_str(), stderr);
+    return kWrongUsage;
+  }
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -2,93 +2,17 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
-#include <array>
-#include <cctype>
-#include <cstdlib>
 #include <memory>
-#include <sstream>
 #include <string>
-#include <string_view>
-#include <vector>
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
-#include "core/error.h"
+#include "cli/resume_command.h"
 #include "train/config_layout.h"
 #include "train/trainer.h"
 
 namespace gradus::cli {
 namespace {
-
-/// An argument as a shell takes it back: quoted where a character may mean something to it.
-std::string shell_word(const std::string& text) {
-  const auto plain = [](unsigned char c) {
-    return std::isalnum(c) != 0 ||
-           std::string_view("_-+=.,:/@%").find(static_cast<char>(c)) != std::string_view::npos;
-  };
-  if (!text.empty() && std::ranges::all_of(text, plain)) return text;
-  std::string quoted = "'";
-  for (const char c : text) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return quoted + "'";
-}
-
-/// The command that goes on with a run, as a user types it.
-std::string resume_command(const Bootstrap& bootstrap, const std::string& program,
-                           const ConfigArguments& arguments, const Config& config) {
-  std::string line;
-  if (bootstrap.size() > 1) {
-    // Set by mpirun, also where it was started inside a Slurm job; the launcher by
-    // scripts/mpirun.sh.
-    const bool by_mpirun = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
-    const bool by_srun = !by_mpirun && std::getenv("SLURM_STEP_ID") != nullptr;
-    const char* launcher = std::getenv("GRADUS_LAUNCHER");
-    const std::string started_by = launcher != nullptr ? shell_word(launcher) : "mpirun";
-    line = fmt::format("{} {} ", by_srun ? "srun -n" : started_by + " -np", bootstrap.size());
-  }
-  line += shell_word(program) + " train " + shell_word(arguments.file);
-  for (const std::string& setting : arguments.overrides) line += " " + shell_word(setting);
-  // Another setting would start afresh, or again from where this run started.
-  if (config.checkpoint.resume.mode != Resume::Mode::automatic) line += " checkpoint.resume=auto";
-  return line;
-}
-
-/// What all ranks of a run have to be told alike, one setting a line: all but the names of places,
-/// which another machine may call otherwise, and what a machine computes with.
-std::string common_settings(const Config& config) {
-  constexpr std::array<std::string_view, 4> kOwn = {"run.dir", "data.train", "data.val",
-                                                    "train.threads"};
-  std::string lines;
-  for (const ConfigDifference& setting : config_differences(Config{}, config)) {
-    if (std::ranges::find(kOwn, setting.key) != kOwn.end()) continue;
-    lines += fmt::format("{}: {}\n", setting.key, setting.b);
-  }
-  return lines;
-}
-
-/// The lines of `a` that `b` does not have.
-std::string lines_beside(const std::string& a, const std::string& b) {
-  std::istringstream lines(a);
-  std::string found;
-  for (std::string line; std::getline(lines, line);) {
-    if (("\n" + b).find("\n" + line + "\n") == std::string::npos) found += "\n    " + line;
-  }
-  return found.empty() ? " the default" : found;
-}
-
-/// An old copy of the configuration on one machine: replicas would train at different rates, or one
-/// rank evaluate while another steps, and nothing would say so.
-void refuse_different_settings(Bootstrap& bootstrap, const Config& config) {
-  const std::vector<std::string> settings = bootstrap.exchange(common_settings(config));
-  const auto other = std::ranges::find_if(
-      settings, [&](const std::string& theirs) { return theirs != settings.front(); });
-  if (other == settings.end()) return;
-  throw ConfigError(
-      "the ranks were started with different settings: give all of them the same configuration and "
-      "the same key=value arguments\n  rank 0 has{}\n  rank {} has{}",
-      lines_beside(settings.front(), *other), other - settings.begin(),
-      lines_beside(*other, settings.front()));
-}
 
 /// The first rank speaks for all.
 spdlog::logger make_log(const Bootstrap& bootstrap) {
@@ -104,15 +28,14 @@ spdlog::logger make_log(const Bootstrap& bootstrap) {
 }
 
 int train(Bootstrap& bootstrap, const std::string& program, const ConfigArguments& arguments) {
-  const Config config = arguments.load();
-  refuse_different_settings(bootstrap, config);
+  const Config config = arguments.load(bootstrap);
   spdlog::logger log = make_log(bootstrap);
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   Mesh mesh(bootstrap, mesh_of(config.parallel, bootstrap.size()));
   Parallelism parallel(mesh, parallelism_options(config.parallel));
   Trainer trainer({.config = config,
                    .resume_command = resume_command(bootstrap, program, arguments, config),
-                   .local_ranks = bootstrap.local_size()},
+                   .machine = bootstrap.machine()},
                   x, parallel, log);
   if (trainer.run() == Trainer::Outcome::finished) {
     log.info("done. To see what it learned: {} generate {}", shell_word(program),

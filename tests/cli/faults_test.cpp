@@ -162,7 +162,7 @@ TEST_F(Faults, ARunFolderThatCannotBeMadeIsNamed) {
 TEST_F(Faults, AModelThatDoesNotFitIsRefusedWithItsTableBeforeAnythingIsAllocated) {
   const ProcessResult result = train({"model.channels=262144", "model.layers=4"});
   expect_error(result, "memory error",
-               {"the run needs ", " are available", "train.recompute: full", "lifetime",
+               {"the run needs ", " are available", "train.recompute: selective", "lifetime",
                 "block.*.adam_m", "arena"});
   EXPECT_LT(result.peak_bytes, int64_t{512} << 20);
   const ProcessResult planned =
@@ -303,6 +303,7 @@ TEST_F(Faults, EveryCommandHasHelp) {
       {},
       {"train"},
       {"plan"},
+      {"verify"},
       {"generate"},
       {"data"},
       {"data", "prepare"},
@@ -335,6 +336,16 @@ TEST_F(Faults, EveryCommandHasHelp) {
   const ProcessResult version = gradus({"--version"});
   EXPECT_EQ(version.exit_code, 0);
   EXPECT_THAT(version.out, testing::MatchesRegex("[0-9]+\\.[0-9]+\\.[0-9]+\n"));
+}
+
+TEST_F(Faults, ACommandThatDoesNotExistGetsTheNearestOne) {
+  const ProcessResult near = gradus({"trian", "config.yaml"});
+  EXPECT_EQ(near.exit_code, 2);
+  EXPECT_THAT(near.err, HasSubstr("gradus has no command trian: did you mean train?"));
+  const ProcessResult far = gradus({"config.yaml"});
+  EXPECT_EQ(far.exit_code, 2);
+  EXPECT_THAT(far.err, HasSubstr("gradus has no command config.yaml\n"));
+  EXPECT_THAT(far.err, HasSubstr("commands: train, plan, verify, generate, data, bench, info"));
 }
 
 TEST_F(Faults, InfoNamesTheMachine) {

@@ -57,6 +57,7 @@ GradusProcess GradusProcess::mpirun(const fs::path& folder, int ranks,
 }
 
 std::string gradus_binary() { return GRADUS_BINARY; }
+std::string mpirun() { return GRADUS_MPIRUN; }
 
 GradusProcess GradusProcess::shell(const fs::path& folder, const std::string& command) {
   // exec: signals are then sent to the program and not to its shell.

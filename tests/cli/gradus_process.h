@@ -55,8 +55,9 @@ class GradusProcess {
   ProcessResult result_;
 };
 
-/// The program under test.
+/// The program under test, and the launcher that belongs to the MPI it is linked with.
 std::string gradus_binary();
+std::string mpirun();
 
 /// Runs `gradus ARGUMENTS…` in `folder` to its end.
 ProcessResult run_gradus(const std::filesystem::path& folder,

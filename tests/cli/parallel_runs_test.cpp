@@ -80,8 +80,9 @@ class ParallelRuns : public testing::Test {
                             const std::string& second_folder = ".") const {
     const std::string binary = test::gradus_binary();
     return GradusProcess::shell(
-               folder(), fmt::format("mpirun -np 1 {0} train {1} : -np 1 -wdir {2} {0} train {3}",
-                                     binary, first, (folder() / second_folder).string(), second))
+               folder(),
+               fmt::format("{4} -np 1 {0} train {1} : -np 1 -wdir {2} {0} train {3}", binary, first,
+                           (folder() / second_folder).string(), second, test::mpirun()))
         .wait();
   }
 
@@ -206,6 +207,7 @@ TEST_F(ParallelRuns, ARunGoesOnInEveryOtherLayout) {
       worst = std::max(worst, std::abs(lines[i].at(key).get<double>() - expected) / expected);
     }
   }
+  ASSERT_EQ(straight.size(), lines.size());
   std::cout << "largest deviation from one rank that went straight on: " << worst << '\n';
   EXPECT_LT(worst, 1e-9);
   const auto evaluations = test::metrics_of(run(), "eval");
@@ -426,6 +428,18 @@ TEST_F(ParallelRuns, RanksThatReadDifferentDataAreRefused) {
   expect_one_error(result, seconds_since(begin),
                    {"data error: the ranks read different data", "rank 1 has 7200 and 0;"});
   EXPECT_FALSE(fs::exists(run()));
+
+  // As long, and of the same tokenizer.
+  std::string backwards = test::some_text(8000);
+  std::ranges::reverse(backwards);
+  fs::create_directory(folder() / "other");
+  test::prepare_text(folder() / "other", backwards);
+  const std::string settings =
+      "config.yaml data.train=[data,other/data] data.val=[data] parallel.tp=2";
+  const ProcessResult reversed = train_apart(
+      settings, "config.yaml data.train=[other/data,data] data.val=[data] parallel.tp=2");
+  expect_one_error(reversed, seconds_since(begin),
+                   {"data error: the ranks read different data", "of other content or order"});
 }
 
 TEST_F(ParallelRuns, RanksThatFindDifferentCheckpointsAreRefused) {
@@ -491,11 +505,14 @@ struct Refused {
 
 TEST_F(ParallelRuns, LayoutsThatCannotBeAreRefusedWithTheArithmetic) {
   const std::vector<Refused> cases = {
-      {3, {"parallel.tp=2"}, "3 ranks cannot be divided into tp 2"},
+      {3, {"parallel.tp=2"}, "3 ranks cannot be divided into parallel.tp 2"},
       {3, {"parallel.tp=3"}, "heads 4 are not divisible by tp 3: use tp 1, 2 or 4"},
       {2, {"parallel.dp=3", "train.micro_batch=1"}, "= 3 ranks, and 2 were started: use dp 2"},
       {2, {"parallel.pp=2", "model.layers=1"}, "layers 1 are too few for pp 2"},
-      {3, {"train.micro_batch=3"}, "train.global_batch 12 are not divisible by micro_batch × dp 9"},
+      {3,
+       {"train.micro_batch=3"},
+       "train.global_batch 12 is not a multiple of train.micro_batch 3 × dp 3: use global_batch 9 "
+       "or 18"},
       {2,
        {"parallel.tp=2", "parallel.sequence=true", "model.context=15"},
        "context 15 is not divisible by tp 2"}};

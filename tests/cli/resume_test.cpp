@@ -217,6 +217,34 @@ TEST_F(Resume, AnEvaluationThatASignalPutOffIsMadeUp) {
   EXPECT_EQ(evaluations, test::metrics_of(straight, "eval"));
 }
 
+TEST_F(Resume, GoingBackWithinARunIsRefusedHoweverItIsWritten) {
+  write_config(config_text("fp32", "none"));
+  const fs::path run = straight_run();  // keeps steps 240 and 300
+  const std::string metrics = test::read_file(run / "metrics.jsonl");
+  const auto resume = [&](const std::string& dir, const std::string& checkpoint) {
+    return test::run_gradus(folder(), {"train", "config.yaml", "run.dir=" + dir, "train.steps=310",
+                                       "checkpoint.resume=" + checkpoint});
+  };
+  for (const char* older :
+       {"straight/checkpoints/step-00000240", "straight/checkpoints/step-00000240/",
+        "./straight/../straight/checkpoints/step-00000240//"}) {
+    const ProcessResult result = resume("straight", older);
+    EXPECT_EQ(result.exit_code, 1) << older << "\n" << result.text();
+    EXPECT_NE(
+        result.err.find("checkpoint.resume goes back to step 240 of straight, which goes on to "
+                        "step 300"),
+        std::string::npos)
+        << result.err;
+    EXPECT_EQ(test::read_file(run / "metrics.jsonl"), metrics);
+  }
+  EXPECT_EQ(resume("branch", "straight/checkpoints/step-00000240/").exit_code, 0);
+  // Nothing is beyond the only one, whatever it is called.
+  fs::remove_all(run / "checkpoints" / "step-00000300");
+  fs::rename(run / "checkpoints" / "step-00000240", run / "checkpoints" / "best");
+  const ProcessResult renamed = resume("straight", "straight/checkpoints/best");
+  EXPECT_EQ(renamed.exit_code, 0) << renamed.text();
+}
+
 TEST_F(Resume, ARunWithoutValidationTextIsToldSoAndDividesNothingByZero) {
   write_config(config_text("fp32", "none"));
   fs::remove(folder() / "data" / "val.bin");

@@ -10,6 +10,7 @@
 #include <map>
 #include <regex>
 #include <set>
+#include <sstream>
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
@@ -67,6 +68,29 @@ void expect_schema(const json& line, const Schema& schema) {
   EXPECT_EQ(line.size(), schema.size()) << line;
 }
 
+/// The keys that docs/metrics.md has for an event, `event` itself included.
+std::set<std::string> documented_keys(const std::string& event) {
+  std::istringstream page(test::read_file(fs::path(GRADUS_SOURCE_DIR) / "docs" / "metrics.md"));
+  std::set<std::string> keys = {"event"};
+  bool here = false;
+  for (std::string line; std::getline(page, line);) {
+    if (line.starts_with("## ")) here = line == "## `\"event\": \"" + event + "\"`";
+    if (!here || !line.starts_with("| `")) continue;
+    const std::string cell = line.substr(1, line.find('|', 1) - 1);  // one key, or several
+    const std::regex key("`([a-z_]+)`");
+    for (std::sregex_iterator at(cell.begin(), cell.end(), key), end; at != end; ++at) {
+      keys.insert((*at)[1]);
+    }
+  }
+  return keys;
+}
+
+std::set<std::string> keys_of(const json& line) {
+  std::set<std::string> keys;
+  for (const auto& [key, value] : line.items()) keys.insert(key);
+  return keys;
+}
+
 TEST_F(RunRecords, EachLineOfMetricsHasItsFields) {
   const ProcessResult result = gradus("train", {});
   ASSERT_EQ(result.exit_code, 0) << result.text();
@@ -96,6 +120,7 @@ TEST_F(RunRecords, EachLineOfMetricsHasItsFields) {
     const auto step = line.at("step").get<int64_t>();
     order.push_back(event + " " + std::to_string(step));
     expect_schema(line, event == "train" ? train : eval);
+    EXPECT_EQ(keys_of(line), documented_keys(event)) << event;
     if (event == "train") {
       EXPECT_EQ(line.at("tokens"), step * 6 * 16);
       EXPECT_EQ(line.at("skipped"), 0);
@@ -227,6 +252,7 @@ TEST_F(RunRecords, ARunThatStaysNonFiniteIsStopped) {
   const auto skipped = test::metrics_of(run(), "skipped");
   ASSERT_EQ(skipped.size(), 4u);
   for (size_t i = 0; i < skipped.size(); ++i) {
+    EXPECT_EQ(keys_of(skipped[i]), documented_keys("skipped"));
     EXPECT_EQ(skipped[i].at("step"), i + 2);
     EXPECT_EQ(skipped[i].at("skipped"), i + 1);
     EXPECT_TRUE(skipped[i].at("loss").is_null()) << skipped[i];
