@@ -4,8 +4,9 @@
 
 #include "core/dtype.h"
 
-/// Every tolerance of the tests, each with its reason. Relative to the largest magnitude of the
-/// tensor unless it says otherwise.
+/// Tolerances that several tests share, each with its reason; one that a single test has stands
+/// there. All are listed in docs/numerics.md. Relative to the largest magnitude of the tensor
+/// unless it says otherwise.
 namespace gradus::test {
 
 /// Attention's out, dq, dk, dv against fp64 from the same rounded inputs. fp64: sums of some

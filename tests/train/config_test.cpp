@@ -301,7 +301,8 @@ const Misreading kContradictions[] = {
      "2: optim.lr: min_lr 0.0001 is above lr 1e-05: schedule cosine would raise the rate "
      "(optim.min_lr: default, optim.schedule: default)"},
     {"train: {steps: 50}",
-     "1: train.steps: warmup_steps 100 exceed the run's 50 steps (optim.warmup_steps: default)"},
+     "1: train.steps: warmup_steps 100 exceed the run's 50 steps: use at most that many "
+     "(optim.warmup_steps: default)"},
     {"train: {steps: 100}",
      "1: train.steps: warmup_steps 100 leave none of the run's 100 steps for schedule cosine to go "
      "down to min_lr 0.0001: use at most 99, or schedule constant (optim.warmup_steps: default, "
@@ -314,11 +315,13 @@ const Misreading kContradictions[] = {
      "1: optim.decay_steps: decay_steps has no effect with schedule cosine: use schedule wsd or "
      "decay_steps auto (optim.schedule: default)"},
     {"optim: {schedule: wsd, decay_steps: 1901}",
-     "1: optim.decay_steps: warmup_steps 100 and decay_steps 1901 exceed the run's 2000 steps "
-     "(optim.warmup_steps: default, train.steps: default, optim.schedule: DIR/c.yaml:1)"},
+     "1: optim.decay_steps: warmup_steps 100 and decay_steps 1901 exceed the run's 2000 steps: use "
+     "decay_steps of at most 1900 (optim.warmup_steps: default, train.steps: default, "
+     "optim.schedule: DIR/c.yaml:1)"},
     {"optim: {schedule: wsd, warmup_steps: 1601}",
      "1: optim.warmup_steps: warmup_steps 1601 and decay_steps 400 (auto) exceed the run's 2000 "
-     "steps (optim.decay_steps: default, train.steps: default, optim.schedule: DIR/c.yaml:1)"},
+     "steps: use decay_steps of at most 399 (optim.decay_steps: default, train.steps: default, "
+     "optim.schedule: DIR/c.yaml:1)"},
     {"train: {global_batch: 30}",
      "1: train.global_batch: global_batch 30 is not a multiple of micro_batch 12 × dp 1: use "
      "global_batch 24 or 36 (train.micro_batch: default, parallel.dp: default)"},
@@ -352,16 +355,22 @@ TEST_F(ConfigTest, ContradictionsNameEveryKeyInvolvedAndItsPlace) {
 TEST_F(ConfigTest, LayoutsMustDivideLayersAndBatches) {
   EXPECT_THAT(
       problems("parallel: {pp: 5}"),
-      ElementsAre("DIR/c.yaml:1: parallel.pp: layers 4 are too few for pp 5: every stage needs one "
-                  "(model.layers: default)"));
+      ElementsAre(
+          "DIR/c.yaml:1: parallel.pp: layers 4 are too few for pp 5, where every stage needs "
+          "one: use pp of at most 4 (model.layers: default)"));
   EXPECT_THAT(problems("parallel: {dp: 2}\ntrain: {micro_batch: 4, global_batch: 20}"),
               ElementsAre("DIR/c.yaml:2: train.global_batch: global_batch 20 is not a multiple of "
                           "micro_batch 4 × dp 2: use global_batch 16 or 24 (train.micro_batch: "
                           "DIR/c.yaml:2, parallel.dp: DIR/c.yaml:1)"));
   EXPECT_THAT(problems("parallel: {dp: 2}"),
               ElementsAre("DIR/c.yaml:1: parallel.dp: global_batch 12 is less than micro_batch 12 "
-                          "on each of 2 dp ranks (train.global_batch: default, train.micro_batch: "
-                          "default)"));
+                          "× dp 2: use micro_batch of at most 6 (train.global_batch: default, "
+                          "train.micro_batch: default)"));
+  EXPECT_THAT(
+      problems("parallel: {dp: 24}\ntrain: {micro_batch: 1}"),
+      ElementsAre("DIR/c.yaml:2: train.micro_batch: global_batch 12 is less than micro_batch "
+                  "1 × dp 24: use dp of at most 12 (train.global_batch: default, "
+                  "parallel.dp: DIR/c.yaml:1)"));
   EXPECT_THAT(
       problems("parallel: {dp: 4294967296}\ntrain: {micro_batch: 1, global_batch: 4294967296}"),
       ElementsAre("DIR/c.yaml:1: parallel.dp: the mesh has 4.3e+09 ranks, more than MPI can number "

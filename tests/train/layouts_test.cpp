@@ -12,6 +12,7 @@
 
 #include "data/prepare.h"
 #include "mpi_job.h"
+#include "parallel/gather_values.h"
 #include "parallel/mesh.h"
 #include "support/temp_dir.h"
 #include "support/tensors.h"
@@ -201,17 +202,22 @@ TEST(Layouts, GradientsNormsAndLossCurvesAreThoseOfOneRank) {
   });
 }
 
+/// One batch, again and again, so that the updates move the loss by far more than rounding does.
 TEST(Layouts, Fp32AndBf16StayWithinRoundingOfOneRank) {
   for_each_layout([](const Layout& layout) {
     for (const auto& [precision, tolerance] :
-         {std::pair{PrecisionPreset::fp32, 1e-5}, std::pair{PrecisionPreset::bf16, 2e-2}}) {
+         {std::pair{PrecisionPreset::fp32, 1e-4}, std::pair{PrecisionPreset::bf16, 2e-2}}) {
       test::TinyModel one = whole(layout, precision);
       Part many(layout, precision);
-      for (uint64_t number = 0; number < 4; ++number) {
-        const double expected = step(one, number, 1e-3).loss;
-        EXPECT_NEAR(step(many.tiny, number, 1e-3).loss, expected, tolerance * expected)
-            << to_string(precision) << ", step " << number;
+      double first = 0.0;
+      double last = 0.0;
+      for (int i = 0; i < 6; ++i) {
+        last = step(one, 0, 1e-2).loss;
+        if (i == 0) first = last;
+        EXPECT_NEAR(step(many.tiny, 0, 1e-2).loss, last, tolerance * last)
+            << to_string(precision) << ", step " << i;
       }
+      EXPECT_LT(last, first * (1.0 - 5.0 * tolerance)) << "the updates must show";
     }
   });
 }
@@ -245,6 +251,43 @@ TEST(Layouts, ReplicasStayEqualToTheBit) {
       }
     }
   });
+}
+
+TEST(Layouts, KnowsWhatTheRanksOfItsMachineWillAllocate) {
+  for_each_layout([](const Layout& layout) {
+    Part part(layout, PrecisionPreset::fp32);
+    const int rank = test::job().rank();
+    const int64_t mine = part.tiny.model.arena().plan().total_bytes();
+    const auto all = gather_values(part.tiny.x, part.mesh.world(), mine);
+    for (const int machines : {1, 2}) {
+      int64_t others = 0;
+      for (int other = rank % machines; other < test::job().size(); other += machines) {
+        if (other != rank) others += all[static_cast<size_t>(other)];
+      }
+      EXPECT_EQ(part.tiny.model.bytes_of_neighbours(rank % machines), others);
+    }
+  });
+}
+
+/// Sums over rows depend on the number of threads in their last bits, and ranks may have different
+/// numbers of them: where cores do not divide evenly, or where a machine's settings say so.
+TEST(Layouts, TensorParallelRanksWithDifferentThreadsStayEqualToTheBit) {
+  const int ranks = test::job().size();
+  if (ranks == 1 || ranks == 8) return;  // 8 ranks would have two threads each on few cores
+  for (const bool sequence : {false, true}) {
+    Config config = config_for({.micro_batch = kGlobalBatch}, PrecisionPreset::fp32);
+    config.model.context = 60;  // enough rows for two threads to share them
+    Mesh mesh(test::job(), {.tp = ranks});
+    test::TinyModel tiny(config, 1 + mesh.tp().rank() % 2,
+                         Parallelism(mesh, {.sequence = sequence}));
+    for (uint64_t number = 0; number < 3; ++number) step(tiny, number, 1e-2);
+    tiny.stepper.wait_for_weights();
+    for (const Parameter& parameter : tiny.model.parameters().all()) {
+      if (parameter.spec.cut != TpCut::none) continue;
+      EXPECT_EQ(first_of(tiny.x, mesh.tp(), parameter.value), test::values(parameter.value))
+          << "equal over tp: " << parameter.spec.name << (sequence ? ", sequence" : "");
+    }
+  }
 }
 
 /// What backward keeps must shrink with the tokens that a rank keeps it for.
@@ -389,11 +432,14 @@ TEST(Layouts, EvaluationIsThatOfOneRank) {
                       .seed = 1,
                       .order = SampleOrder::kSequential});
     test::TinyModel one = whole(layout, PrecisionPreset::fp64);
+    // The step's weights may still be on their way when evaluation begins.
+    step(one, 0, 1e-2);
+    step(many.tiny, 0, 1e-2);
     for (const int64_t batches : {1, 5, 1000}) {
       const auto expected = one.stepper.evaluate(val, batches);
       const auto result = many.tiny.stepper.evaluate(val, batches);
       EXPECT_EQ(result.targets, expected.targets) << batches << " batches";
-      EXPECT_NEAR(result.loss, expected.loss, 1e-12 * expected.loss) << batches << " batches";
+      EXPECT_NEAR(result.loss, expected.loss, 1e-8 * expected.loss) << batches << " batches";
     }
   });
 }

@@ -1,10 +1,10 @@
-# Starts PROGRAM, a layouts test with a fault in it, as RANKS ranks with the test FILTER, and succeeds only
-# if the fault was found in the way that a fault of training is to be found: every rank ran the test to its
+# Starts PROGRAM, a layouts test with a fault in it, as RANKS ranks with the test FILTER (and ARGUMENT, if
+# there is one), and succeeds only if the fault was found in the way that a fault of training is to be found: every rank ran the test to its
 # end, and an expectation failed that prints FOUND. A crash, an exception, a job that the watchdog or MPI
 # ended, and a fault that nobody noticed are failures.
 
 execute_process(COMMAND ${MPIRUN} -np ${RANKS} ${PROGRAM} --gtest_brief=1 --gtest_color=no
-                        --gtest_filter=${FILTER}
+                        --gtest_filter=${FILTER} ${ARGUMENT}
                 TIMEOUT 120 RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE output)
 string(REPLACE ";" "," output "${output}")  # a list's separator to CMake
 string(LENGTH "${output}" length)

@@ -1,16 +1,25 @@
 # Faults planted into parallel training, each of which the layouts test must find: a test that cannot fail
-# proves nothing. A mutant is the program of train.layouts, whose objects are compiled once, linked with one
+# proves nothing. A mutant is that test's program, whose objects are compiled once, linked with one
 # source file of src/ in which one thing was changed. It comes before the libraries, so that the linker
 # takes it instead of the archive's member of that name; were a symbol missing from it, the linker would
 # take both and refuse.
 
-# gradus_planted_fault(NAME FILE source FIND text… PLANT text… RANKS n FOUND regex [FILTER test])
+# gradus_planted_fault(NAME FILE source FIND text… PLANT text… RANKS n FOUND regex [FILTER test]
+# [LATE] [TEST program])
 # Replaces each FIND by its PLANT. Configuring fails unless FIND is in the file exactly once, so a fault
 # cannot go stale in silence. FOUND: what the failing expectation prints (planted_fault_test.cmake).
+# TEST: the program whose objects are linked, train_layouts_test if it is not said. LATE: results come as late as they may (BootstrapOptions::late), so that a wait left out shows.
 function(gradus_planted_fault name)
-  cmake_parse_arguments(ARG "" "FILE;RANKS;FOUND;FILTER" "FIND;PLANT" ${ARGN})
+  cmake_parse_arguments(ARG "LATE" "FILE;RANKS;FOUND;FILTER;TEST" "FIND;PLANT" ${ARGN})
   if(NOT ARG_FILTER)
     set(ARG_FILTER Layouts.GradientsNormsAndLossCurvesAreThoseOfOneRank)
+  endif()
+  if(NOT ARG_TEST)
+    set(ARG_TEST train_layouts_test)
+  endif()
+  set(argument "")
+  if(ARG_LATE)
+    set(argument --late=1)
   endif()
   set(source "${PROJECT_SOURCE_DIR}/src/${ARG_FILE}")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${source}")
@@ -29,14 +38,14 @@ function(gradus_planted_fault name)
   file(CONFIGURE OUTPUT "${mutant}" CONTENT "${text}" @ONLY)  # written only when it changes
 
   set(target "planted_fault_${name}")
-  add_executable(${target} "${mutant}" $<TARGET_OBJECTS:train_layouts_test>)
+  add_executable(${target} "${mutant}" $<TARGET_OBJECTS:${ARG_TEST}>)
   target_link_libraries(${target} PRIVATE gradus_options gradus_test_support gradus_parallel gradus_train
                                           GTest::gtest GTest::gmock)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY
                                              "${CMAKE_BINARY_DIR}/tests/planted_faults")
   add_test(NAME train.planted_fault.${name}
            COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:${target}> -DMPIRUN=${MPIEXEC_EXECUTABLE}
-                   -DRANKS=${ARG_RANKS} -DFILTER=${ARG_FILTER} "-DFOUND=${ARG_FOUND}"
+                   -DRANKS=${ARG_RANKS} -DFILTER=${ARG_FILTER} -DARGUMENT=${argument} "-DFOUND=${ARG_FOUND}"
                    -P ${CMAKE_CURRENT_SOURCE_DIR}/planted_fault_test.cmake)
   set_tests_properties(train.planted_fault.${name} PROPERTIES
     TIMEOUT 150 PROCESSORS ${ARG_RANKS} ENVIRONMENT "${GRADUS_MPI_TEST_ENVIRONMENT}")
@@ -44,22 +53,27 @@ endfunction()
 
 # Tensor parallelism: f, g, and the same under sequence parallelism.
 gradus_planted_fault(input_gradient_not_summed FILE parallel/tensor_parallel.cpp
-  FIND "return group_->all_reduce(x, dfull, dfull)" PLANT "return Pending()"
+  FIND "pending.add(x, group_->all_reduce(x, dfull, dfull))" PLANT "return pending"
   RANKS 2 FOUND "block.0.ln1.weight, step 0")
 gradus_planted_fault(row_parallel_output_not_summed FILE parallel/tensor_parallel.cpp
   FIND "group_->all_reduce(x, full, full).wait(x)" PLANT "x.completed(\"nothing\", {full})"
   RANKS 2 FOUND "difference between state.loss")
 gradus_planted_fault(input_gradient_not_scattered FILE parallel/tensor_parallel.cpp
-  FIND "return group_->reduce_scatter(x, sequence(dpart, last), sequence(dfull, last))"
-  PLANT "return (x.completed(\"nothing\", {dpart}), Pending())"
+  FIND "pending.add(x, group_->reduce_scatter(x, sequence(dpart, b), sequence(dfull, b)))"
+  PLANT "x.completed(\"nothing\", {dpart})"
   RANKS 2 FOUND "block.0.ln1.weight, step 0")
 gradus_planted_fault(row_parallel_output_not_scattered FILE parallel/tensor_parallel.cpp
-  FIND "group_->reduce_scatter(x, sequence(part, b), sequence(full, b)).wait(x)"
+  FIND "pending.add(x, group_->reduce_scatter(x, sequence(part, b), sequence(full, b)))"
   PLANT "x.completed(\"nothing\", {part, full})"
   RANKS 2 FOUND "difference between state.loss")
 gradus_planted_fault(layernorm_gradients_not_summed FILE train/bucket_sync.cpp
-  FIND "if (model_.parallel().tp.sequence_parallel())" PLANT "if (model_.parallel().tp.size() < 0)"
+  FIND "if (model_.parallel().tp.size() > 1)" PLANT "if (model_.parallel().tp.size() < 0)"
   RANKS 2 FOUND "block.0.ln1.weight, step 0")
+
+gradus_planted_fault(uncut_gradients_not_agreed_on FILE train/bucket_sync.cpp
+  FIND "tp.broadcast(x(), grad)" PLANT "x().completed(\"nothing\", {grad})"
+  FILTER Layouts.TensorParallelRanksWithDifferentThreadsStayEqualToTheBit
+  RANKS 2 FOUND "equal over tp: block.0.ln1.weight")
 
 # The bias behind a row-parallel product, before the sum over ranks. Biases are zero until step 1.
 gradus_planted_fault(bias_added_on_every_rank FILE model/mlp.cpp
@@ -122,3 +136,36 @@ gradus_planted_fault(tied_embedding_not_summed FILE parallel/pipeline_parallel.c
 gradus_planted_fault(another_slot FILE train/pipeline_schedule.cpp
   FIND "backward(m, m % slots)" PLANT "backward(m, (m + 1) % slots)"
   RANKS 2 FOUND "block.0.ln1.weight, step 0")
+
+# Waits left out.
+gradus_planted_fault(attention_input_gradient_not_awaited FILE model/attention_layer.cpp
+  FIND "  pending.wait(x)" PLANT "  if (x.threads() < 0) pending.wait(x)" LATE
+  RANKS 2 FOUND "block.0.ln1.weight, step 0")
+gradus_planted_fault(mlp_input_gradient_not_awaited FILE model/mlp.cpp
+  FIND "  pending.wait(x)" PLANT "  if (x.threads() < 0) pending.wait(x)" LATE
+  RANKS 2 FOUND "block.0.ln2.weight, step 0")
+gradus_planted_fault(gradients_not_awaited FILE train/bucket_sync.cpp
+  FIND "gradients_[index].wait(x())" PLANT "if (index == SIZE_MAX) gradients_[index].wait(x())"
+  LATE RANKS 2 FOUND "embedding.token.weight, step 0")
+gradus_planted_fault(gradient_buffer_not_awaited FILE train/bucket_sync.cpp
+  FIND "bucket(other).grad.data() == grad.data()" PLANT "bucket(other).grad.data() == nullptr"
+  LATE RANKS 2 FOUND "block\\.[0-9]\\.[a-z0-9_.]+, step 0")
+gradus_planted_fault(weights_not_awaited FILE train/bucket_sync.cpp
+  FIND "{ weights_[at(index)].wait(x())" PLANT "{ if (index < 0) weights_[at(index)].wait(x())"
+  LATE RANKS 2 FOUND "difference between state.loss")
+
+# `gradus verify` finds faults too, and names the tensor.
+gradus_planted_fault(verify_input_gradient_not_summed FILE parallel/tensor_parallel.cpp
+  FIND "pending.add(x, group_->all_reduce(x, dfull, dfull))" PLANT "return pending"
+  TEST train_verify_test FILTER Verify.EveryCheckPasses
+  RANKS 2 FOUND "tp 2 against one rank, fp64: [0-9.e+-]+ at block")
+gradus_planted_fault(verify_weights_not_gathered FILE parallel/data_parallel.cpp
+  FIND "return group_->all_gather(x, bucket.value, shard)"
+  PLANT "return (x.completed(\"nothing\", {shard}), Pending())"
+  TEST train_verify_test FILTER Verify.EveryCheckPasses
+  RANKS 2 FOUND "pp 1 dp 2 tp 1 zero 1 after an update, fp64: [0-9.e+-]+ at ")
+gradus_planted_fault(verify_moments_not_loaded FILE train/run_checkpoint.cpp
+  FIND "moments.push_back(destination(moment.prefix, model, spec, moment.kind))"
+  PLANT "moments.push_back({moment.prefix + spec.name, spec.shape, {}})"
+  TEST train_verify_test FILTER Verify.EveryCheckPasses
+  RANKS 2 FOUND "pp 1 dp 1 tp 2 resumed against straight on: 1 at ")
