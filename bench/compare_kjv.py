@@ -10,7 +10,9 @@ Prints one table and writes bench/results/kjv_char_cpu.md.
 """
 
 import argparse
+import datetime
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -18,7 +20,9 @@ import sys
 import tempfile
 import time
 
-from compare_training import ROOT, machine
+from compare_training import ROOT, machine, revision
+
+CONFIG = ROOT / "configs/kjv_char_cpu.yaml"
 
 
 def run(command):
@@ -37,19 +41,19 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--gradus", type=pathlib.Path, default=ROOT / "build/release/bin/gradus")
     p.add_argument("--python", type=pathlib.Path, default=ROOT / ".venv/bin/python")
-    p.add_argument("--config", type=pathlib.Path, default=ROOT / "configs/kjv_char_cpu.yaml")
     p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--seed", type=int, default=1337)
     a = p.parse_args()
+    measured, load = revision(), os.getloadavg()[0]
 
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         settings = [f"train.steps={a.steps}", f"seed={a.seed}"]
-        run([a.gradus, "bench", "batches", a.config, *settings, "--out", work / "train.bin"])
-        run([a.gradus, "bench", "batches", a.config, *settings, "train.steps=20", "--val",
+        run([a.gradus, "bench", "batches", CONFIG, *settings, "--out", work / "train.bin"])
+        run([a.gradus, "bench", "batches", CONFIG, *settings, "train.steps=20", "--val",
              "optim.warmup_steps=1", "--out", work / "val.bin"])
 
-        _, gradus_wall = run([a.gradus, "train", a.config, *settings, f"run.dir={work / 'run'}"])
+        _, gradus_wall = run([a.gradus, "train", CONFIG, *settings, f"run.dir={work / 'run'}"])
         metrics = [json.loads(line) for line in (work / "run/metrics.jsonl").read_text().splitlines()]
         ours, ours_eval = last(metrics, "train"), last(metrics, "eval")
 
@@ -64,9 +68,11 @@ def main():
 
     host = machine()
     table = [
-        f"# {a.config.name}: {a.steps} steps",
+        f"# {CONFIG.name}: {a.steps} steps",
         "",
-        f"{host['cpu']}, {host['cores']} cores. PyTorch {peer.get('torch', '?')}, eager, "
+        f"{host['cpu']}, {host['cores']} cores ({', '.join(host['instructions']) or 'no AVX2'}), "
+        f"{host['system']}; {datetime.date.today().isoformat()}; Gradus {measured}; "
+        f"load average before {load:.2f}. PyTorch {peer.get('torch', '?')}, eager, "
         "fused AdamW. One run each, one after the other; wall time is the whole process.",
         "",
         "| | validation loss, nats a character | wall time, s | tokens/s at the end |",
@@ -78,7 +84,7 @@ def main():
     print("\n".join(table))
     results = ROOT / "bench/results"
     results.mkdir(exist_ok=True)
-    (results / f"{a.config.stem}.md").write_text("\n".join(table))
+    (results / f"{CONFIG.stem}.md").write_text("\n".join(table))
 
 
 if __name__ == "__main__":

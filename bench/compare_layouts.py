@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whole training steps on one rank with all cores against several ranks with one core each, interleaved.
+"""Whole training steps on one rank against two ranks with half its threads each, interleaved.
 
 Each round runs one rank and then every layout; a figure is the median over the rounds. A last run of each layout
 is traced: how long its first rank computed, waited and communicated in a step, and how much of the
@@ -16,12 +16,12 @@ import datetime
 import json
 import os
 import pathlib
-import subprocess
 import statistics
+import subprocess
 import sys
 import tempfile
 
-from compare_training import CASES, ROOT, machine, output_of, shown
+from compare_training import CASES, ROOT, machine, revision, shown
 
 LAYOUTS = {
     "dp 2, ZeRO-0": ["parallel.dp=2", "parallel.zero=0"],
@@ -41,6 +41,7 @@ def command_of(a, case, ranks, settings):
         f"model.layers={case.layers}", f"model.channels={case.channels}", f"model.heads={case.heads}",
         f"model.context={case.context}", f"model.vocab_size={case.vocab}", "train.precision=fp32",
         f"train.micro_batch={case.batch // 2 if halves else case.batch}", f"train.global_batch={case.batch}",
+        f"train.threads={a.threads if ranks == 1 else max(1, a.threads // ranks)}",
         *settings, "--steps", str(a.steps or case.steps),
     ]
 
@@ -55,7 +56,7 @@ def run(command):
 
 
 def measure(a, case):
-    contenders = {"one rank, 2 threads": command_of(a, case, 1, [])}
+    contenders = {f"one rank, threads: {a.threads}": command_of(a, case, 1, [])}
     contenders |= {name: command_of(a, case, 2, settings) for name, settings in LAYOUTS.items()}
     runs = {name: [] for name in contenders}
     for number in range(1, a.rounds + 1):
@@ -78,7 +79,8 @@ def table(report):
         f"# {report['name']}", "",
         f"{m['cpu']}, {m['cores']} cores ({', '.join(m['instructions']) or 'no AVX2'}), "
         f"{m['memory_bytes'] / 2**30:.0f} GiB, {m['system']}; {report['date']}; Gradus {report['gradus']}; fp32. "
-        f"Medians of {report['rounds']} interleaved rounds; load average before {report['load_before']:.2f}.",
+        f"Medians of {report['rounds']} interleaved rounds; {report['threads']} threads for one rank, half of them "
+        f"for each of two; load average before {report['load_before']:.2f}.",
         "", "Command: `" + report["command"] + "`", "",
         "| case | ranks | tokens/s | of one rank | spread | peak of a rank, MiB |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -91,7 +93,7 @@ def table(report):
             peak = statistics.median(x["peak_bytes"] for x in of)
             lines.append(f"| {r['case']} | {name} | {median[name]:.1f} | {median[name] / one:.2f} | "
                          f"{100 * (max(speeds) - min(speeds)) / median[name]:.0f}% | {peak / 2**20:.0f} |")
-    lines += ["", "The first rank's step, traced, in milliseconds:", "",
+    lines += ["", "The first rank's step in one further run of each, traced, in milliseconds:", "",
               "| case | ranks | computes | waits | communicates | of that, while it computes |",
               "| --- | --- | ---: | ---: | ---: | ---: |"]
     for r in report["results"]:
@@ -109,13 +111,16 @@ def main():
     p.add_argument("--cases", type=lambda text: text.split(","), default=["char", "gpt2-t64"], help=",".join(CASES))
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=0, help="timed steps of each run; 0: the case's own")
+    p.add_argument("--threads", type=int, default=os.cpu_count(), help="of one rank; two share them")
     p.add_argument("--gradus", type=pathlib.Path, default=ROOT / "build/release/bin/gradus")
     a = p.parse_args()
+    if a.threads < 2:
+        p.error("--threads: two ranks need one each")
     report = {
         "name": a.name, "date": datetime.date.today().isoformat(),
         "command": "bench/compare_layouts.py " + " ".join(sys.argv[1:]),
-        "machine": machine(), "gradus": output_of("git", "describe", "--always", "--dirty"),
-        "rounds": a.rounds, "load_before": os.getloadavg()[0], "results": [],
+        "machine": machine(), "gradus": revision(),
+        "rounds": a.rounds, "threads": a.threads, "load_before": os.getloadavg()[0], "results": [],
     }
     folder = ROOT / "bench" / "results"
     for name in a.cases:

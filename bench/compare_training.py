@@ -105,6 +105,14 @@ def output_of(*command):
         return f"unknown ({error})"
 
 
+def revision():
+    """What a record says was measured: nothing that is in no commit."""
+    name = output_of("git", "describe", "--always", "--dirty")
+    if name.endswith("-dirty"):
+        sys.exit("the working tree has changes: commit them, so that the record can name what it measured")
+    return name
+
+
 def machine():
     fields = {}
     for line in output_of("lscpu").splitlines():
@@ -244,7 +252,7 @@ def main():
         "command": "bench/compare_training.py " + " ".join(sys.argv[1:]),
         "machine": machine(),
         "versions": {
-            "gradus": "not run" if a.peer_only else output_of("git", "describe", "--always", "--dirty"),
+            "gradus": "not run" if a.peer_only else revision(),
             "torch": torch_version,
             "python": platform.python_version(),
         },
