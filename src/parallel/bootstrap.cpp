@@ -28,10 +28,6 @@ namespace {
 
 constexpr double kDefaultTimeout = 600.0;
 constexpr const char* kTimeoutVariable = "GRADUS_COMMUNICATION_TIMEOUT";
-// Another rank prints and ends the job; if that has not happened by then, this one does.
-constexpr std::chrono::seconds kOtherRankPatience{10};
-// For the launcher to forward what was printed before it kills.
-constexpr std::chrono::milliseconds kForwarding{100};
 
 const char* environment(const char* name) { return std::getenv(name); }
 
@@ -147,6 +143,9 @@ void Bootstrap::start_engine(const BootstrapOptions& options) {
     problem = std::current_exception();
   }
   engine_options.late = options.late;
+  engine_options.report = [](int rank, int size, const std::string& failure) {
+    print_failure(rank, size, message_of(MpiError("{}", failure)));
+  };
   engine_options.limits.message_bytes = options.message_bytes;
   engine_options.limits.direct_bytes = options.direct_all_reduce_bytes;
   engine_ = std::make_unique<MpiEngine>(engine_options);

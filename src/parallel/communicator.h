@@ -164,7 +164,8 @@ class Communicator {
   /// communicate need to call. A rank does not send to itself.
   Pending exchange(Executor& x, std::span<const Transfer> transfers);
   /// Over when every rank of the group has called it. watched: a rank that does not come within the
-  /// watchdog's time counts as stuck; false where it may have a lot to write before.
+  /// watchdog's time counts as stuck; false where it may have a lot to write before, and counts as
+  /// stuck only when it does not even answer.
   Pending barrier(Executor& x, bool watched = true);
 
   /// Ends every rank of the job, not only of the group; see Job.

@@ -169,7 +169,8 @@ void MpiEngine::abandon(uint64_t ticket) noexcept {
   mark_awaited(slot);
   if (std::uncaught_exceptions() == 0) {
     slot.state.wait(State::queued, std::memory_order_acquire);
-    if (options_.late) slot.late.deliver();
+    const bool done = slot.state.load(std::memory_order_acquire) == State::done;
+    if (options_.late && done) slot.late.deliver();
   } else {
     // An error is on its way to the user, and the other ranks may never take part in this. What
     // they did take part in ends soon; the rest is stopped, since the buffers are about to go.
@@ -205,10 +206,15 @@ bool MpiEngine::claim_report() noexcept {
       changed_.wait_for(lock, kPatience,
                         [this] { return report_granted_.has_value() || failed_ || stopped_; });
     }
-    return report_granted_.value_or(true);
+    return may_report();
   } catch (...) {
     return true;
   }
+}
+
+/// Once: the calling thread or the communication thread.
+bool MpiEngine::may_report() {
+  return report_granted_.value_or(true) && !std::exchange(reported_, true);
 }
 
 void MpiEngine::abort(int exit_code) noexcept {

@@ -28,8 +28,15 @@ struct MpiEngineOptions {
   double timeout_s = 600.0;
   /// See BootstrapOptions.
   bool late = false;
+  /// Prints a failure of which the calling thread has not heard, since it computes.
+  std::function<void(int rank, int size, const std::string& failure)> report;
   MpiLimits limits;
 };
+
+/// Another rank prints and ends the job; if that has not happened by then, this one does.
+inline constexpr std::chrono::seconds kOtherRankPatience{10};
+/// For the launcher to forward what was printed before it kills.
+inline constexpr std::chrono::milliseconds kForwarding{100};
 
 /// The communication thread and what it owns: MPI, from MPI_Init_thread to MPI_Finalize or
 /// MPI_Abort. All other threads only leave orders and wait.
@@ -123,10 +130,12 @@ class MpiEngine final : public CompletionSource {
   void look_around();
   void check_watchdog();
   void check_peers();
+  bool all_answer(const MpiGroup& group);
   [[noreturn]] void give_up(const MpiOperation& operation);
   MpiRankStatus status_of(int32_t group_id) const;
   void fail(const std::string& message) noexcept;
   void await_abort();
+  bool may_report();  // under mutex_
   void meet_peers(MPI_Comm machine);
   MpiGroup& make_group(MPI_Comm comm, const std::string& name);
   void finalise();
@@ -154,6 +163,7 @@ class MpiEngine final : public CompletionSource {
   bool stop_requested_ = false;
   std::optional<int> abort_code_;
   std::optional<bool> report_granted_;
+  bool reported_ = false;
   std::string failure_;
   std::exception_ptr start_error_;
 

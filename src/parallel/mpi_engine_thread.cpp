@@ -27,6 +27,8 @@ constexpr std::chrono::milliseconds kWatchdogInterval{100};
 constexpr std::chrono::seconds kSuspension{2};
 // The launcher, if it is quick, says in its own words which rank has ended, and ends this one.
 constexpr std::chrono::milliseconds kLauncherPatience{1000};
+// How long the calling thread may take to hear of a failure.
+constexpr std::chrono::seconds kCallerPatience{3};
 // How long other ranks may take over an answer; they look every kIdleInterval.
 constexpr std::chrono::milliseconds kAnswerPatience{2000};
 
@@ -208,7 +210,10 @@ size_t MpiEngine::startable() const {
 void MpiEngine::run_command() {
   std::unique_lock lock(mutex_);
   if (command_ == nullptr) return;
-  if (urgency_ == Urgency::after_operations && (busy() || !submitted_.empty())) return;
+  if (urgency_ == Urgency::after_operations &&
+      (!active_.empty() || queue_begin_ < queue_.size() || !submitted_.empty())) {
+    return;
+  }
   std::exception_ptr error;
   lock.unlock();
   try {
@@ -322,9 +327,21 @@ void MpiEngine::check_watchdog() {
   const Clock::time_point now = Clock::now();
   const std::chrono::duration<double> timeout(options_.timeout_s);
   for (const std::unique_ptr<Active>& active : active_) {
-    const MpiOperation& operation = active->operation;
-    if (operation.spec().watched && now - operation.last_progress() > timeout) give_up(operation);
+    MpiOperation& operation = active->operation;
+    if (now - operation.last_progress() <= timeout) continue;
+    if (operation.spec().watched || !all_answer(operation.group())) give_up(operation);
+    operation.restart_clock();
   }
+}
+
+/// Whether every member's communication thread still runs.
+bool MpiEngine::all_answer(const MpiGroup& group) {
+  std::vector<int> others;
+  for (const int rank : group.world_ranks) {
+    if (rank != rank_) others.push_back(rank);
+  }
+  return std::ranges::all_of(control_->ask(others, group.id, kAnswerPatience),
+                             [](const auto& answer) { return answer.has_value(); });
 }
 
 void MpiEngine::give_up(const MpiOperation& operation) {
@@ -409,7 +426,17 @@ void MpiEngine::fail(const std::string& message) noexcept {
 
 void MpiEngine::await_abort() {
   std::unique_lock lock(mutex_);
-  wake_.wait(lock, [this] { return abort_code_.has_value() || stop_requested_; });
+  const auto told = [this] { return abort_code_.has_value() || stop_requested_; };
+  if (!wake_.wait_for(lock, kCallerPatience, told)) {
+    // The calling thread computes, or waits for a disk, and may do so for long.
+    if (may_report()) {
+      options_.report(rank_, size_, failure_);
+      wake_.wait_for(lock, kForwarding, told);
+    } else {
+      wake_.wait_for(lock, kOtherRankPatience, told);
+    }
+    if (!told()) abort_code_ = EXIT_FAILURE;
+  }
   if (!abort_code_.has_value()) return;
   const int code = *abort_code_;
   lock.unlock();

@@ -68,7 +68,7 @@ void write_pieces(SafetensorsWriter& file, const std::vector<NamedTensor>& tenso
   file.finish(SafetensorsWriter::Coverage::slices);
 }
 
-// Writing takes as long as it takes; a rank that ends meanwhile is noticed in other ways.
+// Writing takes as long as it takes.
 constexpr bool kUnwatched = false;
 
 /// Waits until all ranks have written their pieces. Elements that nobody wrote would be zeros in a
@@ -107,6 +107,7 @@ SaveResult save_together(const std::filesystem::path& run, const CheckpointConte
   const auto weights = declarations(contents.model);
   const auto moments = declarations(contents.optimizer);
   if (world.rank() != 0) {
+    world.barrier(x, kUnwatched).wait(x);  // the files are there
     const std::filesystem::path folder = broadcast_text(x, world, {});
     auto model_file = SafetensorsWriter::join(folder / kModelFile, weights);
     auto optimizer_file = SafetensorsWriter::join(folder / kOptimizerFile, moments);
@@ -119,6 +120,7 @@ SaveResult save_together(const std::filesystem::path& run, const CheckpointConte
   CheckpointWriter writer(run, contents.step);
   auto model_file = SafetensorsWriter::create(writer.folder() / kModelFile, weights);
   auto optimizer_file = SafetensorsWriter::create(writer.folder() / kOptimizerFile, moments);
+  world.barrier(x, kUnwatched).wait(x);
   broadcast_text(x, world, writer.folder().string());
   write_pieces(model_file, contents.model);
   write_pieces(optimizer_file, contents.optimizer);

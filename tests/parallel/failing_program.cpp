@@ -54,6 +54,7 @@ int body(Bootstrap& job, const std::string& way) {
   if (way == "abort" && culprit) mesh.dp().abort("i/o error: disk is full");
   if (way == "exit" && culprit) std::exit(0);
   if (way.starts_with("kill") && culprit) std::raise(SIGKILL);
+  if (way == "kill_busy") sleep_for_ever();  // computes, and does not look
   if (way == "segfault" && culprit) {
     const rlimit no_core{0, 0};
     setrlimit(RLIMIT_CORE, &no_core);

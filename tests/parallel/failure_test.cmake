@@ -39,7 +39,7 @@ elseif(WAY STREQUAL "exit")
   set(message "exiting improperly")  # mpirun's own words
 elseif(WAY STREQUAL "kill")
   set(message "rank 1 .* exited on signal 9")
-elseif(WAY STREQUAL "kill_unseen")
+elseif(WAY STREQUAL "kill_unseen" OR WAY STREQUAL "kill_busy")
   # By a launcher that lets the others go on: they have to notice, and do, well before the watchdog.
   set(command ${MPIRUN} -np ${RANKS} --enable-recovery ${PROGRAM} ${WAY})
   set(code_expected "[0-9]+")  # mpirun's affair, once it was told not to mind
