@@ -116,8 +116,7 @@ std::optional<Checkpoint> find_latest(const fs::path& run, std::vector<std::stri
 Checkpoint open_checkpoint(const fs::path& given, std::vector<std::string>& refused,
                            CheckpointUse use) {
   // Completed by a shell, a folder's name ends with a slash, and its parent would be itself.
-  const fs::path normal = given.lexically_normal();
-  const fs::path path = normal.has_filename() ? normal : normal.parent_path();
+  const fs::path path = given.has_filename() ? given : given.parent_path();
   std::error_code ignored;
   if (!fs::exists(path, ignored)) {
     throw CheckpointError("{}: there is no such folder; give a run's folder or one of its {}/{}",

@@ -8,9 +8,9 @@
 
 namespace gradus {
 
-/// Base of every error that Gradus throws. Thrown where the fault is found, caught once in run_job
-/// (parallel/bootstrap.h) and printed once. The message says what was found, where, what was
-/// expected and what to do.
+/// Base of every error that Gradus throws. Thrown where the fault is found, caught where the
+/// process began (run_job, in parallel/bootstrap.h) and printed once, by one rank. The message says
+/// what was found, where, what was expected and what to do.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

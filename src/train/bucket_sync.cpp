@@ -5,7 +5,8 @@
 namespace gradus {
 namespace {
 
-// A communicator has room for some hundred operations (parallel/mpi_engine.h).
+// Of gradients, and of weights: a process's communicators have room for 1024 operations together
+// (MpiEngine::kSlots).
 constexpr size_t kMostUnderWay = 256;
 
 }  // namespace

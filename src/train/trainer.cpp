@@ -2,17 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
-#include <thread>
 #include <vector>
 
-#include "checkpoint/checkpoint_folder.h"
-#include "core/atomic_file.h"
 #include "core/error.h"
-#include "core/rng.h"
 #include "optim/schedule.h"
-#include "parallel/gather_values.h"
+#include "train/run_start.h"
 
 namespace gradus {
 namespace {
@@ -26,34 +21,12 @@ double seconds_since(Clock::time_point begin) {
 /// Whether something that happens every `every` steps happens at this one; 0: it never does.
 bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
-constexpr int kAttempts = 20;
-constexpr std::chrono::milliseconds kBetweenAttempts{100};
-
-/// Opening a folder makes the client of a network file system ask the server what is in it.
-void list_afresh(const std::filesystem::path& folder) {
-  std::error_code ignored;
-  std::filesystem::directory_iterator(folder.empty() ? "." : folder, ignored);
-}
-
 /// JSON has no NaN and no infinities.
 nlohmann::json number(double value) {
   return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
 }
 
 }  // namespace
-
-/// What ranks must have in common to start.
-struct Trainer::Start {
-  int64_t step = -1;        ///< of the checkpoint; -1: none
-  uint64_t checkpoint = 0;  ///< what it says of itself, as a hash
-  int64_t tokens = 0;
-  int64_t validation = -1;
-  uint64_t training_text = 0;    ///< of the shards, in order
-  uint64_t validation_text = 0;  ///< 0: none
-  uint64_t tokenizer = 0;
-
-  bool operator==(const Start&) const = default;
-};
 
 /// What happened since the last line of metrics.
 struct Trainer::Interval {
@@ -70,136 +43,35 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
       model_(config_, config_.model.vocab_size.value_or(data_.tokenizer->vocab_size()), x,
              parallel),
       stepper_(config_, model_) {
-  check_run_folder();
-  const std::optional<Checkpoint> checkpoint = checkpoint_to_resume();
-  refuse_different_starts(checkpoint);
+  check_run_folder(config_);
+  std::vector<std::string> refused;
+  const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(config_, refused);
+  for (const std::string& line : refused) log_.warn("not used: {}", line);
+  if (Communicator* const world = parallel.world; world != nullptr) {
+    refuse_different_starts(x, *world, config_, checkpoint, data_);
+  }
   if (checkpoint) {
     for (const std::string& change : check_run(*checkpoint, config_, *data_.tokenizer)) {
       log_.warn("changed since {}: {}", checkpoint->path().filename().string(), change);
     }
   }
-  if (first_rank()) prepare_run_folder();
+  if (first_rank()) prepare_run_folder(config_);
   meet();
-  refuse_folder_of_its_own();
+  refuse_folder_of_its_own(config_);
   baseline_bytes_ = resident_memory();
   model_.allocate(model_.bytes_of_neighbours(options_.machine));
   meet();  // before any rank fills its memory: what is free is divided among all
   if (checkpoint) {
     progress_ = load_run(*checkpoint, model_);
-    saved_step_ = checkpoint->path().parent_path() == run_ / kCheckpointsName ? progress_.step : -1;
+    saved_step_ = belongs_to_run(*checkpoint, config_) ? progress_.step : -1;
     log_.info("going on from {} at step {}", checkpoint->path().string(), progress_.step);
   } else {
     model_.initialize(static_cast<uint64_t>(config_.seed));
   }
-  if (first_rank())
+  if (first_rank()) {
     metrics_.emplace(run_ / "metrics.jsonl", progress_.step, progress_.evaluation_due);
+  }
   log_start();
-}
-
-/// Before anything looks into it, and without making it: a run may yet be refused.
-void Trainer::check_run_folder() const {
-  std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(run_, error);
-  if (error == std::errc::not_a_directory ||
-      (std::filesystem::exists(status) && !std::filesystem::is_directory(status))) {
-    throw IoError("run.dir {} cannot be a folder: it, or what it lies in, is a file; set another",
-                  run_.string());
-  }
-}
-
-std::optional<Checkpoint> Trainer::checkpoint_to_resume() {
-  std::vector<std::string> refused;
-  std::optional<Checkpoint> checkpoint;
-  switch (config_.checkpoint.resume.mode) {
-    case Resume::Mode::automatic:
-      checkpoint = find_latest(run_, refused);
-      break;
-    case Resume::Mode::from_path:
-      checkpoint = open_checkpoint(config_.checkpoint.resume.path, refused);
-      refuse_going_back(*checkpoint);
-      break;
-    case Resume::Mode::never:
-      if (!list_step_folders(run_ / kCheckpointsName).empty()) {
-        throw ConfigError(
-            "checkpoint.resume is never, and {} already holds checkpoints: set another run.dir, or "
-            "remove that folder",
-            run_.string());
-      }
-      break;
-  }
-  for (const std::string& line : refused) log_.warn("not used: {}", line);
-  return checkpoint;
-}
-
-/// Within one run folder the newest step is the run: steps beyond an older one would be taken for
-/// its continuation.
-void Trainer::refuse_going_back(const Checkpoint& checkpoint) const {
-  const std::filesystem::path checkpoints = run_ / kCheckpointsName;
-  std::error_code error;
-  if (!std::filesystem::equivalent(checkpoint.path().parent_path(), checkpoints, error)) return;
-  const std::vector<std::filesystem::path> folders = list_step_folders(checkpoints);
-  const int64_t newest = folders.empty() ? 0 : step_of(folders.front()).value_or(0);
-  if (newest > checkpoint.step()) {
-    throw ConfigError(
-        "checkpoint.resume goes back to step {} of {}, which goes on to step {}: set another "
-        "run.dir to "
-        "branch off, or remove the later folders of {}",
-        checkpoint.step(), run_.string(), newest, checkpoints.string());
-  }
-}
-
-/// Ranks that go on from different checkpoints, or read different data, would train on: sums over
-/// ranks hide that they are of different things.
-void Trainer::refuse_different_starts(const std::optional<Checkpoint>& checkpoint) {
-  Communicator* const world = model_.parallel().world;
-  if (world == nullptr) return;
-  const Start mine{
-      .step = checkpoint ? checkpoint->step() : -1,
-      .checkpoint =
-          checkpoint ? rng_site(checkpoint->state().dump() + checkpoint->file("config.yaml")) : 0,
-      .tokens = data_.train.token_count(),
-      .validation = data_.val ? data_.val->samples_per_epoch() : -1,
-      .training_text = data_.train.checksum(),
-      .validation_text = data_.val ? data_.val->checksum() : 0,
-      .tokenizer = data_.tokenizer->hash()};
-  const std::vector<Start> starts = gather_values(model_.executor(), *world, mine);
-  const Start& first = starts.front();
-  const auto other = std::ranges::find_if(starts, [&](const Start& s) { return s != first; });
-  if (other == starts.end()) return;
-  const auto rank = other - starts.begin();
-  if (other->step != first.step || other->checkpoint != first.checkpoint) {
-    const auto found = [](const Start& start) {
-      return start.step < 0 ? std::string("none") : fmt::format("that of step {}", start.step);
-    };
-    throw CheckpointError(
-        "the ranks do not go on from one checkpoint: rank 0 found {}, rank {} found {}{}; run.dir "
-        "{} "
-        "(or what checkpoint.resume names) must be a folder that all ranks share",
-        found(first), rank, found(*other), other->step == first.step ? " of another run" : "",
-        run_.string());
-  }
-  const bool same_size = other->tokens == first.tokens && other->validation == first.validation;
-  throw DataError(
-      "the ranks read different data: rank 0 has {} tokens of training text and {} samples of "
-      "validation text, rank {} has {} and {}{}{}; give all of them the same data.train and "
-      "data.val, in the same order",
-      first.tokens, std::max<int64_t>(first.validation, 0), rank, other->tokens,
-      std::max<int64_t>(other->validation, 0), same_size ? ", of other content or order" : "",
-      other->tokenizer == first.tokenizer ? "" : ", tokenized by another tokenizer");
-}
-
-/// Every rank writes its part of each checkpoint into the folder that the first rank has just made.
-void Trainer::refuse_folder_of_its_own() const {
-  // A network file system may remember for a while that the folder was not there.
-  for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    if (std::filesystem::exists(run_ / "config.yaml")) return;
-    list_afresh(run_.parent_path());
-    list_afresh(run_);
-    std::this_thread::sleep_for(kBetweenAttempts);
-  }
-  throw IoError(
-      "run.dir {} is not the folder that rank 0 has made: it must be one that all ranks share",
-      run_.string());
 }
 
 bool Trainer::first_rank() const {
@@ -220,15 +92,6 @@ bool Trainer::stop_asked() {
     world->all_reduce(model_.executor(), flag, flag, ReduceOp::max).wait(model_.executor());
   }
   return asked != 0;
-}
-
-void Trainer::prepare_run_folder() {
-  std::error_code error;
-  std::filesystem::create_directories(run_, error);
-  if (error) throw IoError("cannot create run.dir {}: {}", run_.string(), error.message());
-  AtomicFile file(run_ / "config.yaml");
-  file.write(to_yaml(config_));
-  file.publish();
 }
 
 void Trainer::log_start() {

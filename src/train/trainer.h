@@ -41,15 +41,8 @@ class Trainer {
   const TrainingModel& model() const { return model_; }
 
  private:
-  struct Start;
   struct Interval;
 
-  void check_run_folder() const;
-  std::optional<Checkpoint> checkpoint_to_resume();
-  void prepare_run_folder();
-  void refuse_going_back(const Checkpoint& checkpoint) const;
-  void refuse_different_starts(const std::optional<Checkpoint>& checkpoint);
-  void refuse_folder_of_its_own() const;
   bool first_rank() const;
   void meet();
   bool stop_asked();

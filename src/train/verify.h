@@ -33,7 +33,8 @@ Config shrink_for_verification(const Config& config, int ranks, std::vector<std:
 ///   - in every layout that so many ranks can make (train/verify_layouts.h): the gradients of every
 ///     parameter against one rank's, in fp64; a loss curve in the run's own precision; and a run
 ///     that was saved and resumed against one that went straight on, to the bit.
-/// Calls `report` after each check. Writes into config.run.dir, and removes what it wrote.
+/// Calls `report` after each check. Writes into config.run.dir, and removes what it
+/// wrote and that folder, if it was not there.
 std::vector<Check> verify(const Config& config, Bootstrap& bootstrap,
                           const std::function<void(const Check&)>& report);
 

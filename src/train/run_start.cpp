@@ -1,0 +1,165 @@
+#include "train/run_start.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+
+#include "checkpoint/checkpoint_folder.h"
+#include "core/atomic_file.h"
+#include "core/error.h"
+#include "core/rng.h"
+#include "parallel/gather_values.h"
+
+namespace gradus {
+namespace {
+
+/// What ranks must have in common to start.
+struct Start {
+  int64_t step = -1;        ///< of the checkpoint; -1: none
+  uint64_t checkpoint = 0;  ///< what it says of itself, as a hash
+  int64_t tokens = 0;
+  int64_t validation = -1;
+  uint64_t training_text = 0;    ///< of the shards, in order
+  uint64_t validation_text = 0;  ///< 0: none
+  uint64_t tokenizer = 0;
+
+  bool operator==(const Start&) const = default;
+};
+
+/// Within one run folder the newest step is the run: steps beyond an older one would be taken for
+/// its continuation.
+void refuse_going_back(const Checkpoint& checkpoint, const Config& config) {
+  if (!belongs_to_run(checkpoint, config)) return;
+  const std::filesystem::path checkpoints =
+      std::filesystem::path(config.run.dir) / kCheckpointsName;
+  const std::vector<std::filesystem::path> folders = list_step_folders(checkpoints);
+  const int64_t newest = folders.empty() ? 0 : step_of(folders.front()).value_or(0);
+  if (newest > checkpoint.step()) {
+    throw ConfigError(
+        "checkpoint.resume goes back to step {} of {}, which goes on to step {}: set another "
+        "run.dir to branch off, or remove the later folders of {}",
+        checkpoint.step(), config.run.dir, newest, checkpoints.string());
+  }
+}
+
+constexpr int kAttempts = 20;
+constexpr std::chrono::milliseconds kBetweenAttempts{100};
+
+/// Opening a folder makes the client of a network file system ask the server what is in it.
+void list_afresh(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  std::filesystem::directory_iterator(folder.empty() ? "." : folder, ignored);
+}
+
+}  // namespace
+
+void check_run_folder(const Config& config) {
+  const std::filesystem::path run = config.run.dir;
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(run, error);
+  if (error == std::errc::not_a_directory ||
+      (std::filesystem::exists(status) && !std::filesystem::is_directory(status))) {
+    throw IoError("run.dir {} cannot be a folder: it, or what it lies in, is a file; set another",
+                  run.string());
+  }
+}
+
+std::optional<Checkpoint> checkpoint_to_resume(const Config& config,
+                                               std::vector<std::string>& refused) {
+  const std::filesystem::path run = config.run.dir;
+  std::optional<Checkpoint> checkpoint;
+  switch (config.checkpoint.resume.mode) {
+    case Resume::Mode::automatic:
+      checkpoint = find_latest(run, refused);
+      break;
+    case Resume::Mode::from_path:
+      checkpoint = open_checkpoint(config.checkpoint.resume.path, refused);
+      refuse_going_back(*checkpoint, config);
+      break;
+    case Resume::Mode::never:
+      if (!list_step_folders(run / kCheckpointsName).empty()) {
+        throw ConfigError(
+            "checkpoint.resume is never, and {} already holds checkpoints: set another run.dir, or "
+            "remove that folder",
+            run.string());
+      }
+      break;
+  }
+  return checkpoint;
+}
+
+bool belongs_to_run(const Checkpoint& checkpoint, const Config& config) {
+  std::error_code error;
+  // Of a link to a checkpoint, where that lies.
+  return std::filesystem::equivalent(
+      std::filesystem::canonical(checkpoint.path(), error).parent_path(),
+      std::filesystem::path(config.run.dir) / kCheckpointsName, error);
+}
+
+void refuse_different_starts(Executor& x, Communicator& world, const Config& config,
+                             const std::optional<Checkpoint>& checkpoint, const RunData& data) {
+  const Start mine{
+      .step = checkpoint ? checkpoint->step() : -1,
+      .checkpoint =
+          checkpoint ? rng_site(checkpoint->state().dump() + checkpoint->file("config.yaml")) : 0,
+      .tokens = data.train.token_count(),
+      .validation = data.val ? data.val->samples_per_epoch() : -1,
+      .training_text = data.train.checksum(),
+      .validation_text = data.val ? data.val->checksum() : 0,
+      .tokenizer = data.tokenizer->hash()};
+  const std::vector<Start> starts = gather_values(x, world, mine);
+  const Start& first = starts.front();
+  const auto other = std::ranges::find_if(starts, [&](const Start& s) { return s != first; });
+  if (other == starts.end()) return;
+  const auto rank = other - starts.begin();
+  if (other->step != first.step || other->checkpoint != first.checkpoint) {
+    const auto found = [](const Start& start) {
+      return start.step < 0 ? std::string("none") : fmt::format("that of step {}", start.step);
+    };
+    throw CheckpointError(
+        "the ranks do not go on from one checkpoint: rank 0 found {}, rank {} found {}{}; run.dir "
+        "{} (or what checkpoint.resume names) must be a folder that all ranks share",
+        found(first), rank, found(*other), other->step == first.step ? " of another run" : "",
+        config.run.dir);
+  }
+  const bool other_text = other->tokens == first.tokens && other->validation == first.validation &&
+                          (other->training_text != first.training_text ||
+                           other->validation_text != first.validation_text);
+  throw DataError(
+      "the ranks read different data: rank 0 has {} tokens of training text and {} samples of "
+      "validation text, rank {} has {} and {}{}{}; give all of them the same data.train and "
+      "data.val, in the same order",
+      first.tokens, std::max<int64_t>(first.validation, 0), rank, other->tokens,
+      std::max<int64_t>(other->validation, 0), other_text ? ", of other content or order" : "",
+      other->tokenizer == first.tokenizer ? "" : ", tokenized by another tokenizer");
+}
+
+void prepare_run_folder(const Config& config) {
+  const std::filesystem::path run = config.run.dir;
+  std::error_code error;
+  std::filesystem::create_directories(run, error);
+  if (error) throw IoError("cannot create run.dir {}: {}", run.string(), error.message());
+  AtomicFile file(run / "config.yaml");
+  file.write(to_yaml(config));
+  file.publish();
+}
+
+void refuse_folder_of_its_own(const Config& config) {
+  const std::filesystem::path run = config.run.dir;
+  // A network file system may remember for a while that the folder was not there.
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    if (std::filesystem::exists(run / "config.yaml")) return;
+    list_afresh(run.parent_path());
+    list_afresh(run);
+    std::this_thread::sleep_for(kBetweenAttempts);
+  }
+  throw IoError(
+      "run.dir {} is not the folder that rank 0 has made: it must be one that all ranks share",
+      run.string());
+}
+
+}  // namespace gradus

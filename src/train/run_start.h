@@ -1,0 +1,43 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "core/executor.h"
+#include "parallel/communicator.h"
+#include "train/config.h"
+#include "train/run_data.h"
+
+namespace gradus {
+
+// What is looked at, and refused, before a run trains: its folder, the checkpoint that it goes on
+// from, and whether all ranks start from the same.
+
+/// Throws IoError where run.dir cannot be a folder. Does not make it: the run may yet be refused.
+void check_run_folder(const Config& config);
+
+/// What checkpoint.resume names or finds. refused: a line for each checkpoint that was passed over.
+/// Throws ConfigError, CheckpointError, IoError.
+std::optional<Checkpoint> checkpoint_to_resume(const Config& config,
+                                               std::vector<std::string>& refused);
+
+/// Whether the checkpoint is one of the run's own.
+bool belongs_to_run(const Checkpoint& checkpoint, const Config& config);
+
+/// Ranks that go on from different checkpoints, or read different data, would train on: sums over
+/// ranks hide that they are of different things. Collective over world. Throws CheckpointError or
+/// DataError, with the first rank that differs.
+void refuse_different_starts(Executor& x, Communicator& world, const Config& config,
+                             const std::optional<Checkpoint>& checkpoint, const RunData& data);
+
+/// Makes run.dir at need and writes the resolved configuration into it. Throws IoError.
+void prepare_run_folder(const Config& config);
+
+/// Every rank writes its part of each checkpoint into the folder that another has just prepared:
+/// throws IoError where this rank does not see it.
+void refuse_folder_of_its_own(const Config& config);
+
+}  // namespace gradus
