@@ -237,6 +237,8 @@ TEST_F(Resume, GoingBackWithinARunIsRefusedHoweverItIsWritten) {
         << result.err;
     EXPECT_EQ(test::read_file(run / "metrics.jsonl"), metrics);
   }
+  fs::create_directory_symlink("straight/checkpoints/step-00000240", folder() / "link");
+  EXPECT_NE(resume("straight", "link").err.find("goes back to step 240"), std::string::npos);
   EXPECT_EQ(resume("branch", "straight/checkpoints/step-00000240/").exit_code, 0);
   // Nothing is beyond the only one, whatever it is called.
   fs::remove_all(run / "checkpoints" / "step-00000300");

@@ -1,19 +1,15 @@
-#include "train/config.h"
+// Reading a configuration: values, places, overrides, inheritance; what cannot be read.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <fstream>
-#include <iterator>
 #include <limits>
 #include <map>
 #include <random>
 #include <set>
-#include <sstream>
+#include <string>
 
-#include "core/error.h"
-#include "support/temp_dir.h"
+#include "config_files.h"
 #include "train/config_fields.h"
 #include "train/config_nearest.h"
 
@@ -23,60 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 using testing::ElementsAre;
 using testing::HasSubstr;
-using testing::IsEmpty;
-using Lines = std::vector<std::string>;
-
-std::string read_file(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-/// A folder of configuration files for one test; "DIR/" in expected problems stands for it.
-class ConfigTest : public testing::Test {
- protected:
-  fs::path write(const std::string& name, const std::string& text) const {
-    fs::create_directories((dir_ / name).parent_path());
-    std::ofstream(dir_ / name, std::ios::binary) << text;
-    return dir_ / name;
-  }
-
-  Config load(const std::string& text, const Lines& overrides = {}) const {
-    return load_config(write("c.yaml", text), overrides);
-  }
-
-  /// The problems of one load, without the headline; the headline's count is checked.
-  Lines problems_of(const fs::path& path, const Lines& overrides = {}) const {
-    try {
-      load_config(path, overrides);
-    } catch (const ConfigError& e) {
-      std::istringstream in(e.what());
-      std::string headline;
-      std::getline(in, headline);
-      Lines lines;
-      for (std::string line; std::getline(in, line);) {
-        EXPECT_TRUE(line.starts_with("  ")) << line;
-        line.erase(0, 2);
-        const std::string folder = dir_.string() + "/";
-        for (size_t at; (at = line.find(folder)) != line.npos;) {
-          line.replace(at, folder.size(), "DIR/");
-        }
-        lines.push_back(line);
-      }
-      EXPECT_EQ(headline, lines.size() == 1
-                              ? "1 problem in the configuration"
-                              : std::to_string(lines.size()) + " problems in the configuration");
-      return lines;
-    }
-    return {};
-  }
-
-  Lines problems(const std::string& text, const Lines& overrides = {}) const {
-    return problems_of(write("c.yaml", text), overrides);
-  }
-
-  const test::TempDir temp_;
-  const fs::path dir_ = temp_.path();
-};
 
 TEST_F(ConfigTest, EmptyFilesGiveTheDefaults) {
   EXPECT_EQ(load(""), Config{});
@@ -171,10 +113,6 @@ TEST_F(ConfigTest, EditDistanceCountsSwapsOnce) {
   EXPECT_EQ(edit_distance("ca", "abc"), 3u);  // optimal string alignment, not Damerau-Levenshtein
 }
 
-struct Misreading {
-  const char* text;
-  const char* problem;
-};
 // Each is the whole file and its one problem.
 const Misreading kMisreadings[] = {
     {"model: {layers: four}", "1: model.layers: found 'four', expected an integer >= 1"},
@@ -280,132 +218,6 @@ TEST_F(ConfigTest, ValuesOutsideTheirRangeAreShownWithPlaceAndRange) {
   }
 }
 
-// Keys that contradict each other, and what this build does not have.
-const Misreading kContradictions[] = {
-    {"model:\n  channels: 130\n  heads: 4",
-     "2: model.channels: channels 130 are not divisible by heads 4: use channels 128 or 132 "
-     "(model.heads: DIR/c.yaml:3)"},
-    {"model: {heads: 5}",
-     "1: model.heads: channels 128 are not divisible by heads 5: use channels 125 or 130 "
-     "(model.channels: default)"},
-    {"model: {channels: 768, heads: 12}\nparallel: {tp: 8}",
-     "1: model.heads: heads 12 are not divisible by tp 8: use tp 1, 2, 3, 4, 6 or 12 "
-     "(parallel.tp: DIR/c.yaml:2)"},
-    {"model: {mlp_width: 510}\nparallel: {tp: 4}",
-     "1: model.mlp_width: mlp_width 510 is not divisible by tp 4: use mlp_width 508 or 512 "
-     "(model.channels: default, parallel.tp: DIR/c.yaml:2)"},
-    {"model: {context: 63}\nparallel: {tp: 4, sequence: true}",
-     "1: model.context: context 63 is not divisible by tp 4, along which sequence: true cuts it: "
-     "use context 60 or 64 (parallel.tp: DIR/c.yaml:2, parallel.sequence: DIR/c.yaml:2)"},
-    {"optim:\n  lr: 1e-5",
-     "2: optim.lr: min_lr 0.0001 is above lr 1e-05: schedule cosine would raise the rate "
-     "(optim.min_lr: default, optim.schedule: default)"},
-    {"train: {steps: 50}",
-     "1: train.steps: warmup_steps 100 exceed the run's 50 steps: use at most that many "
-     "(optim.warmup_steps: default)"},
-    {"train: {steps: 100}",
-     "1: train.steps: warmup_steps 100 leave none of the run's 100 steps for schedule cosine to go "
-     "down to min_lr 0.0001: use at most 99, or schedule constant (optim.warmup_steps: default, "
-     "optim.schedule: default, optim.min_lr: default, optim.lr: default)"},
-    {"optim: {schedule: wsd, warmup_steps: 2000}",
-     "1: optim.warmup_steps: warmup_steps 2000 leave none of the run's 2000 steps for schedule wsd "
-     "to go down to min_lr 0.0001: use at most 1999, or schedule constant (train.steps: default, "
-     "optim.schedule: DIR/c.yaml:1, optim.min_lr: default, optim.lr: default)"},
-    {"optim: {decay_steps: 100}",
-     "1: optim.decay_steps: decay_steps has no effect with schedule cosine: use schedule wsd or "
-     "decay_steps auto (optim.schedule: default)"},
-    {"optim: {schedule: wsd, decay_steps: 1901}",
-     "1: optim.decay_steps: warmup_steps 100 and decay_steps 1901 exceed the run's 2000 steps: use "
-     "decay_steps of at most 1900 (optim.warmup_steps: default, train.steps: default, "
-     "optim.schedule: DIR/c.yaml:1)"},
-    {"optim: {schedule: wsd, warmup_steps: 1601}",
-     "1: optim.warmup_steps: warmup_steps 1601 and decay_steps 400 (auto) exceed the run's 2000 "
-     "steps: use decay_steps of at most 399 (optim.decay_steps: default, train.steps: default, "
-     "optim.schedule: DIR/c.yaml:1)"},
-    {"train: {global_batch: 30}",
-     "1: train.global_batch: global_batch 30 is not a multiple of micro_batch 12 × dp 1: use "
-     "global_batch 24 or 36 (train.micro_batch: default, parallel.dp: default)"},
-    {"model: {layers: 10000000000}",
-     "1: model.layers: the model has about 2.0e+15 parameters: sizes above 1e+15 are not "
-     "supported (model.channels: default, model.mlp_width: default, model.vocab_size: default, "
-     "model.context: default)"},
-    {"train:\n  steps: 9223372036854775807",
-     "2: train.steps: the run would see 7.1e+21 tokens, more than 64 bits can count "
-     "(train.global_batch: default, model.context: default)"},
-    {"device: cuda", "1: device: cuda is not part of this build: use cpu or auto"},
-    {"train: {precision: fp16}",
-     "1: train.precision: fp16 is not part of this build: use bf16 or fp32"},
-    {"parallel: {cp: 2}",
-     "1: parallel.cp: context parallelism is not part of this build: found 2, use 1"},
-    {"parallel: {zero: 3}", "1: parallel.zero: ZeRO-3 is not part of this build: use 0, 1 or 2"},
-};
-
-TEST_F(ConfigTest, ContradictionsNameEveryKeyInvolvedAndItsPlace) {
-  for (const Misreading& m : kContradictions) {
-    const Lines lines = problems(m.text);
-    if (std::string(m.text).find("10000000000") != std::string::npos) {
-      ASSERT_FALSE(lines.empty());  // as many layers also have too many activations
-      EXPECT_EQ(lines[0], std::string("DIR/c.yaml:") + m.problem);
-    } else {
-      EXPECT_THAT(lines, ElementsAre(std::string("DIR/c.yaml:") + m.problem)) << m.text;
-    }
-  }
-}
-
-TEST_F(ConfigTest, LayoutsMustDivideLayersAndBatches) {
-  EXPECT_THAT(
-      problems("parallel: {pp: 5}"),
-      ElementsAre(
-          "DIR/c.yaml:1: parallel.pp: layers 4 are too few for pp 5, where every stage needs "
-          "one: use pp of at most 4 (model.layers: default)"));
-  EXPECT_THAT(problems("parallel: {dp: 2}\ntrain: {micro_batch: 4, global_batch: 20}"),
-              ElementsAre("DIR/c.yaml:2: train.global_batch: global_batch 20 is not a multiple of "
-                          "micro_batch 4 × dp 2: use global_batch 16 or 24 (train.micro_batch: "
-                          "DIR/c.yaml:2, parallel.dp: DIR/c.yaml:1)"));
-  EXPECT_THAT(problems("parallel: {dp: 2}"),
-              ElementsAre("DIR/c.yaml:1: parallel.dp: global_batch 12 is less than micro_batch 12 "
-                          "× dp 2: use micro_batch of at most 6 (train.global_batch: default, "
-                          "train.micro_batch: default)"));
-  EXPECT_THAT(
-      problems("parallel: {dp: 24}\ntrain: {micro_batch: 1}"),
-      ElementsAre("DIR/c.yaml:2: train.micro_batch: global_batch 12 is less than micro_batch "
-                  "1 × dp 24: use dp of at most 12 (train.global_batch: default, "
-                  "parallel.dp: DIR/c.yaml:1)"));
-  EXPECT_THAT(
-      problems("parallel: {dp: 4294967296}\ntrain: {micro_batch: 1, global_batch: 4294967296}"),
-      ElementsAre("DIR/c.yaml:1: parallel.dp: the mesh has 4.3e+09 ranks, more than MPI can number "
-                  "(parallel.pp: default, parallel.cp: default, parallel.tp: default)"));
-}
-
-TEST_F(ConfigTest, WarmupMayFillTheRunWhereNothingFollowsIt) {
-  EXPECT_EQ(load("train: {steps: 100}\noptim: {schedule: constant}").train.steps, 100);
-  EXPECT_EQ(load("train: {steps: 100}\noptim: {min_lr: 1e-3}").train.steps, 100);
-  EXPECT_EQ(load("train: {steps: 101}").train.steps, 101);
-  EXPECT_EQ(problems("train: {steps: 99}\noptim: {schedule: constant}").size(), 1u);
-}
-
-TEST_F(ConfigTest, SizesAtTheEndOfInt64AreRefusedWithoutOverflow) {
-  const std::string huge = std::to_string(std::numeric_limits<int64_t>::max());
-  const Lines lines = problems(
-      "model: {layers: H, channels: H, heads: H, context: H, mlp_width: H}\n"
-      "train: {micro_batch: 1, global_batch: 1}\n",
-      {"model.layers=" + huge, "model.channels=" + huge, "model.heads=" + huge,
-       "model.context=" + huge, "model.mlp_width=" + huge, "parallel.tp=" + huge});
-  EXPECT_THAT(lines, testing::Contains(HasSubstr("parameters: sizes above 1e+15")));
-  EXPECT_THAT(problems("model: {channels: " + huge + ", heads: 7}\nparallel: {tp: 7}"),
-              testing::Contains(HasSubstr("activations: sizes above 1e+15")));
-}
-
-TEST_F(ConfigTest, SchedulesThatIgnoreAKeyDoNotCheckIt) {
-  EXPECT_EQ(load("optim: {schedule: constant, lr: 1e-5}").optim.lr, 1e-5);
-  EXPECT_EQ(load("optim: {schedule: wsd}").optim.decay_steps, std::nullopt);
-  EXPECT_EQ(resolved_decay_steps(OptimConfig{}, 2000), 400);
-  EXPECT_EQ(resolved_decay_steps(OptimConfig{}, 11), 3);
-  EXPECT_EQ(resolved_decay_steps(OptimConfig{.decay_steps = 7}, 11), 7);
-  EXPECT_EQ(resolved_mlp_width(ModelConfig{.channels = 96}), 384);
-  EXPECT_EQ(resolved_mlp_width(ModelConfig{.mlp_width = 100}), 100);
-}
-
 TEST_F(ConfigTest, AllProblemsAreReportedAtOnce) {
   EXPECT_THAT(
       problems("seed: -3\n"
@@ -428,14 +240,6 @@ TEST_F(ConfigTest, AllProblemsAreReportedAtOnce) {
                   "DIR/c.yaml:7: train.global_batch: global_batch 13 is not a multiple of "
                   "micro_batch 12 × dp 1: use global_batch 12 or 24 (train.micro_batch: "
                   "default, parallel.dp: default)"));
-}
-
-TEST_F(ConfigTest, AMistypedKeyHidesContradictionsOfTheKeyItMeant) {
-  // channels 120 would go with heads 5; complaining about the default 128 would mislead.
-  EXPECT_THAT(problems("model: {chanels: 120, heads: 5}"),
-              ElementsAre(HasSubstr("did you mean model.channels?")));
-  EXPECT_THAT(problems("model: {channels: many, heads: 5}"),
-              ElementsAre(HasSubstr("found 'many'")));
 }
 
 TEST_F(ConfigTest, OverridesReadTheirValueAsYaml) {
@@ -564,160 +368,6 @@ TEST_F(ConfigTest, HostileInputIsRefusedWithoutCrashing) {
     EXPECT_NO_THROW(problems(text));
     EXPECT_NO_THROW(problems("", {"model.layers=" + text}));
   }
-}
-
-/// A Config whose every key differs from its default, drawn from `random` and free of problems.
-Config drawn_config(std::mt19937_64& random) {
-  const auto fraction = [&] { return std::uniform_real_distribution<double>(0, 1)(random); };
-  const auto size = [&](int64_t low, int64_t high) {
-    return std::uniform_int_distribution<int64_t>(low, high)(random);
-  };
-  Config c;
-  c.device = DeviceChoice::cpu;
-  c.seed = size(0, std::numeric_limits<int64_t>::max());
-  c.run.dir = "runs/\"quoted\" \\ #1: ünï\tcode\n- 'x', [y] {z}";
-  c.model = {.layers = size(10, 40),
-             .channels = 16 * size(10, 99),
-             .heads = 16,
-             .context = 8 * size(10, 1000),
-             .mlp_width = 8 * size(1, 1000),
-             .dropout = 0.999 * fraction(),
-             .bias = false,
-             .tied_embeddings = false,
-             .attention = AttentionKind::plain,
-             .vocab_size = size(1, 2147483647)};
-  c.data = {.train = {"~", "auto", "null", "-a", ".", "../x", "a, b", "true", "1.5"},
-            .val = {"[]"},
-            .tokenizer = TokenizerChoice::bytes};
-  c.optim = {.lr = 1 + fraction(),
-             .min_lr = fraction(),
-             .warmup_steps = size(1, 99),
-             .schedule = ScheduleKind::wsd,
-             .decay_steps = size(1, 99),
-             .weight_decay = std::ldexp(fraction(), static_cast<int>(size(-900, 900))),
-             .beta1 = fraction(),
-             .beta2 = fraction(),
-             .eps = std::ldexp(0.5 + 0.5 * fraction(), -static_cast<int>(size(0, 98))),
-             .clip_norm = std::numeric_limits<double>::max() * fraction()};
-  c.train = {.steps = size(3000, 100000),
-             .micro_batch = 3,
-             .global_batch = 3 * 5 * size(5, 9),
-             .precision = PrecisionPreset::fp64,
-             .recompute = Recompute::full,
-             .max_skipped_steps = size(11, 99),
-             .threads = size(1, 99)};
-  c.parallel = {.tp = 8, .pp = 1, .dp = 1, .cp = 1, .sequence = true, .zero = 0};
-  c.checkpoint = {.every = 0, .keep = size(4, 9), .resume = {Resume::Mode::from_path, "auto"}};
-  c.eval = {.every = 0, .batches = size(51, 99)};
-  c.log = {.every = size(11, 99)};
-  return c;
-}
-
-TEST_F(ConfigTest, SavedConfigurationsReadBackBitByBit) {
-  EXPECT_EQ(load(to_yaml(Config{})), Config{});
-  const unsigned seed = std::random_device{}();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
-  std::mt19937_64 random(seed);
-  for (int i = 0; i < 200; ++i) {
-    const Config drawn = drawn_config(random);
-    const Config read = load(to_yaml(drawn));
-    EXPECT_EQ(read, drawn);
-    EXPECT_EQ(to_yaml(read), to_yaml(drawn));
-  }
-}
-
-TEST_F(ConfigTest, DifferencesListEveryKeyThatDiffers) {
-  EXPECT_THAT(config_differences(Config{}, Config{}), IsEmpty());
-  Config changed;
-  changed.optim.lr = std::nextafter(changed.optim.lr, 1.0);
-  changed.seed = 2;
-  changed.parallel.dp = 4;
-  EXPECT_THAT(config_differences(Config{}, changed),
-              ElementsAre(ConfigDifference{"seed", "1337", "2"},
-                          ConfigDifference{"optim.lr", "0.001", "0.0010000000000000002"},
-                          ConfigDifference{"parallel.dp", "auto", "4"}));
-  std::mt19937_64 random(1);
-  std::set<std::string> all;
-  for_each_value(changed, "", [&](const std::string& key, const auto&, const auto&) {
-    if (key != "parallel.cp" && key != "parallel.pp") all.insert(key);  // only 1 is allowed
-  });
-  std::set<std::string> differing;
-  for (const auto& difference : config_differences(Config{}, drawn_config(random))) {
-    differing.insert(difference.key);
-  }
-  EXPECT_EQ(differing, all);
-}
-
-TEST(ConfigCheck, ConfigurationsMadeInCodeAreCheckedToo) {
-  EXPECT_NO_THROW(check_config(Config{}));
-  Config config;
-  config.model.heads = 3;
-  config.optim.lr = std::numeric_limits<double>::quiet_NaN();
-  config.run.dir.clear();
-  config.data.train = {"a", ""};
-  try {
-    check_config(config);
-    FAIL() << "accepted";
-  } catch (const ConfigError& e) {
-    EXPECT_STREQ(e.what(),
-                 "4 problems in the configuration\n"
-                 "  run.dir: found \"\", expected text, not empty\n"
-                 "  data.train: found [a, \"\"], expected a list of text, not empty\n"
-                 "  optim.lr: found nan, expected a number > 0 and <= 1000\n"
-                 "  model.channels: channels 128 are not divisible by heads 3: use channels 126 or "
-                 "129 (model.heads: default)");
-  }
-}
-
-TEST(ConfigFields, EveryMemberHasOneDocumentedKey) {
-  std::set<std::string> keys;
-  std::set<const void*> members;
-  const auto check_doc = [](const std::string& key, std::string_view doc) {
-    EXPECT_GE(doc.size(), 10u) << key;
-    EXPECT_TRUE(doc.ends_with('.')) << key;
-    EXPECT_EQ(doc.find('|'), doc.npos) << key << " would break the table";
-  };
-  const Config config;
-  for_each_field(config, [&](const auto& field, const auto&) {
-    check_doc(std::string(field.key), field.doc);
-  });
-  for_each_value(config, "", [&](const std::string& key, const auto& field, const auto& value) {
-    check_doc(key, field.doc);
-    EXPECT_TRUE(keys.insert(key).second) << key;
-    EXPECT_TRUE(members.insert(&value).second) << key << " shares its member with another key";
-  });
-}
-
-// The tests run in the root of the source tree.
-TEST(ConfigReference, DocsAreUpToDate) {
-  EXPECT_EQ(read_file("docs/configuration.md"), config_reference_markdown())
-      << "docs/configuration.md is stale. Write it anew with\n"
-         "  cmake --build build/release --target gradus_config_reference && "
-         "build/release/bin/gradus_config_reference > docs/configuration.md";
-}
-
-TEST(ConfigFiles, EveryShippedConfigurationLoads) {
-  std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator("configs")) {
-    SCOPED_TRACE(entry.path());
-    ASSERT_EQ(entry.path().extension(), ".yaml");
-    names.insert(entry.path().stem().string());
-    EXPECT_NO_THROW(load_config(entry.path()));
-  }
-  EXPECT_TRUE(names.contains("kjv_char_cpu"));
-}
-
-TEST(ConfigFiles, TheCharacterModelHasThePublishedSettings) {
-  const Config c = load_config("configs/kjv_char_cpu.yaml");
-  Config expected;
-  expected.run.dir = "runs/kjv_char_cpu";
-  expected.train.precision = PrecisionPreset::fp32;
-  expected.eval.batches = 20;
-  EXPECT_THAT(config_differences(c, expected), IsEmpty());
-  const Config bytes = load_config("configs/kjv_bytes_cpu.yaml");
-  std::vector<std::string> keys;
-  for (const auto& difference : config_differences(c, bytes)) keys.push_back(difference.key);
-  EXPECT_THAT(keys, ElementsAre("run.dir", "data.train", "data.tokenizer"));
 }
 
 }  // namespace

@@ -1,0 +1,203 @@
+// The end of one rank is the end of all; what cannot be is refused by all, once.
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <iostream>
+#include <regex>
+
+#include "checkpoint/checkpoint_folder.h"
+#include "parallel_runs.h"
+#include "support/tensors.h"
+
+namespace gradus {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+using test::GradusProcess;
+using test::ProcessResult;
+using testing::HasSubstr;
+
+class ParallelFailures : public ParallelRuns {};
+
+TEST_F(ParallelFailures, KillingOneRankEndsAll) {
+  GradusProcess process = start(4, {"parallel.tp=2", "parallel.dp=2", "train.steps=100000"});
+  await_step(process, run(), 5);
+  const std::vector<pid_t> ranks = ranks_of(process, 4);
+  const size_t killed = test::test_seed() % 4;
+  const auto begin = Clock::now();
+  ::kill(ranks[killed], SIGKILL);
+  const ProcessResult result = process.wait();
+  const double seconds = seconds_since(begin);
+  std::cout << "rank " << killed << " killed, all ended after " << seconds << " s\n";
+  EXPECT_LT(seconds, kEndOfAll);
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_THAT(result.err, HasSubstr(fmt::format("process rank {}", killed))) << "mpirun says who";
+  expect_gone(ranks);
+}
+
+TEST_F(ParallelFailures, AnErrorOfOneRankAtTheStartEndsAll) {
+  // The second rank reads another configuration, with a key that there is not.
+  test::write_file(folder() / "other.yaml", "base: config.yaml\ntrain: {stepz: 3}\n");
+  const auto begin = Clock::now();
+  const ProcessResult result = train_apart("config.yaml train.steps=100000", "other.yaml");
+  expect_one_error(result, seconds_since(begin),
+                   {"gradus: rank 1 of 2: config error: ", "other.yaml:2: train.stepz"});
+}
+
+/// A folder of the same name that the ranks do not share, on disks of their own: the first
+/// checkpoint shows it, in mid run, with the other rank waiting.
+TEST_F(ParallelFailures, AnErrorOfOneRankInMidRunEndsAll) {
+  fs::create_directories(folder() / "elsewhere" / "run");
+  test::write_file(folder() / "elsewhere" / "run" / "config.yaml", "left by an earlier run");
+  const std::string settings = " train.steps=100000 checkpoint.every=30";
+  const auto begin = Clock::now();
+  const ProcessResult result = train_apart(
+      "config.yaml" + settings, "../config.yaml data.train=[../data]" + settings, "elsewhere");
+  expect_one_error(result, seconds_since(begin),
+                   {"gradus: rank 1 of 2: i/o error: run/checkpoints/", "model.safetensors",
+                    "No such file or directory"});
+  EXPECT_EQ(test::metrics_of(run(), "train").size(), 30u);
+  EXPECT_TRUE(list_step_folders(run() / kCheckpointsName).empty()) << "half a checkpoint";
+
+  // And the next run is not disturbed by what is left of it.
+  ASSERT_EQ(train(1, {"train.steps=40"}).exit_code, 0);
+  EXPECT_EQ(std::distance(fs::directory_iterator(run() / kCheckpointsName), {}), 1);
+}
+
+TEST_F(ParallelFailures, ARunFolderThatTheRanksDoNotShareIsRefused) {
+  fs::create_directory(folder() / "elsewhere");
+  const auto begin = Clock::now();
+  const ProcessResult result =
+      train_apart("config.yaml", "../config.yaml data.train=[../data]", "elsewhere");
+  expect_one_error(result, seconds_since(begin),
+                   {"gradus: rank 1 of 2: i/o error: run.dir run is not the folder that rank 0"});
+}
+
+TEST_F(ParallelFailures, RanksThatReadDifferentDataAreRefused) {
+  fs::copy(folder() / "data", folder() / "old", fs::copy_options::recursive);
+  fs::remove(folder() / "old" / "val.bin");
+  const auto begin = Clock::now();
+  const ProcessResult result = train_apart("config.yaml", "config.yaml data.train=[old]");
+  expect_one_error(result, seconds_since(begin),
+                   {"data error: the ranks read different data", "rank 1 has 7200 and 0;"});
+  EXPECT_FALSE(fs::exists(run()));
+
+  // As long, and of the same tokenizer.
+  std::string backwards = test::some_text(8000);
+  std::ranges::reverse(backwards);
+  fs::create_directory(folder() / "other");
+  test::prepare_text(folder() / "other", backwards);
+  const std::string settings =
+      "config.yaml data.train=[data,other/data] data.val=[data] parallel.tp=2";
+  const auto again = Clock::now();
+  const ProcessResult reversed = train_apart(
+      settings, "config.yaml data.train=[other/data,data] data.val=[data] parallel.tp=2");
+  expect_one_error(reversed, seconds_since(again),
+                   {"data error: the ranks read different data", "of other content or order"});
+}
+
+TEST_F(ParallelFailures, RanksThatFindDifferentCheckpointsAreRefused) {
+  ASSERT_EQ(train(1, {"train.steps=7"}).exit_code, 0);
+  const std::string metrics = test::read_file(run() / "metrics.jsonl");
+  fs::create_directory(folder() / "elsewhere");
+  const auto begin = Clock::now();
+  const ProcessResult result =
+      train_apart("config.yaml", "../config.yaml data.train=[../data]", "elsewhere");
+  expect_one_error(result, seconds_since(begin),
+                   {"checkpoint error: the ranks do not go on from one checkpoint: rank 0 found "
+                    "that of step 7, rank 1 found none"});
+  EXPECT_EQ(test::read_file(run() / "metrics.jsonl"), metrics);
+  EXPECT_FALSE(fs::exists(folder() / "elsewhere" / "run"));
+}
+
+TEST_F(ParallelFailures, RanksWithDifferentSettingsAreRefused) {
+  // Threads are a machine's own affair.
+  const auto begin = Clock::now();
+  const ProcessResult result =
+      train_apart("config.yaml parallel.dp=2 optim.lr=0.1 train.threads=1",
+                  "config.yaml parallel.dp=2 optim.beta2=0.98 train.threads=2");
+  expect_one_error(
+      result, seconds_since(begin),
+      {"config error: the ranks were started with different settings",
+       "\n  rank 0 has\n    optim.lr: 0.1\n  rank 1 has\n    optim.lr: 0.003\n    optim.beta2: "
+       "0.98\n"});
+  EXPECT_FALSE(fs::exists(run()));
+}
+
+TEST_F(ParallelFailures, ARankThatIsStoppedIsFoundByTheWatchdog) {
+  constexpr double kTimeout = 3.0;
+  // The first rank decides who prints: without it others must.
+  for (const size_t stopped : {size_t{1}, size_t{0}}) {
+    SCOPED_TRACE(fmt::format("rank {} stopped", stopped));
+    ::setenv("GRADUS_COMMUNICATION_TIMEOUT", fmt::format("{}", kTimeout).c_str(), 1);
+    GradusProcess process = start(3, {"parallel.dp=3", "train.micro_batch=2", "train.steps=100000",
+                                      fmt::format("run.dir=run{}", stopped)});
+    ::unsetenv("GRADUS_COMMUNICATION_TIMEOUT");
+    await_step(process, folder() / fmt::format("run{}", stopped), 5);
+    const std::vector<pid_t> ranks = ranks_of(process, 3);
+    const auto begin = Clock::now();
+    ::kill(ranks[stopped], SIGSTOP);
+    const ProcessResult result = process.wait();
+    const double seconds = seconds_since(begin);
+    std::cout << "rank " << stopped << " stopped, all ended after " << seconds << " s\n";
+    EXPECT_GE(seconds, kTimeout);
+    expect_one_error(result, seconds - kTimeout,
+                     {"is stuck: no progress for 3 s",
+                      fmt::format("rank {} does not answer: it is stopped or gone", stopped)});
+    const std::regex collective(
+        "gradus: rank \\d of 3: MPI error: \\w+ \\d+ of group (world|dp) \\(ranks 0 1 2, ");
+    EXPECT_TRUE(std::regex_search(result.err, collective)) << result.err;
+    expect_gone(ranks);
+  }
+}
+
+struct Refused {
+  int ranks;
+  Settings settings;
+  const char* message;
+};
+
+TEST_F(ParallelFailures, LayoutsThatCannotBeAreRefusedWithTheArithmetic) {
+  const std::vector<Refused> cases = {
+      {3, {"parallel.tp=2"}, "3 ranks cannot be divided into parallel.tp 2"},
+      {3, {"parallel.tp=3"}, "heads 4 are not divisible by tp 3: use tp 1, 2 or 4"},
+      {2, {"parallel.dp=3", "train.micro_batch=1"}, "= 3 ranks, and 2 were started: use dp 2"},
+      {2, {"parallel.pp=2", "model.layers=1"}, "layers 1 are too few for pp 2"},
+      {3,
+       {"train.micro_batch=3"},
+       "train.global_batch 12 is not a multiple of train.micro_batch 3 × dp 3: use global_batch 9 "
+       "or 18"},
+      {2,
+       {"parallel.tp=2", "parallel.sequence=true", "model.context=15"},
+       "context 15 is not divisible by tp 2"}};
+  for (const Refused& refused : cases) {
+    SCOPED_TRACE(refused.message);
+    const auto begin = Clock::now();
+    const ProcessResult result = train(refused.ranks, refused.settings);
+    expect_one_error(result, seconds_since(begin), {refused.message});
+    EXPECT_FALSE(fs::exists(run()));
+  }
+}
+
+TEST_F(ParallelFailures, ThereIsOneLog) {
+  const ProcessResult result =
+      train(4, {"parallel.pp=2", "parallel.dp=2", "parallel.zero=2", "train.steps=12"});
+  ASSERT_EQ(result.exit_code, 0) << result.text();
+  EXPECT_EQ(count_of(result.out, "step     12/12"), 1u) << result.out;
+  EXPECT_EQ(count_of(result.out, "validation loss"), 2u) << result.out;
+  EXPECT_EQ(count_of(result.out, "parameters, 5 layers"), 1u) << result.out;
+  EXPECT_EQ(count_of(result.out, "saved run/"), 1u) << result.out;
+  EXPECT_THAT(result.out, HasSubstr("4 ranks: pp 2 × dp 2 × tp 1, ZeRO-2"));
+  const auto train_lines = test::metrics_of(run(), "train");
+  ASSERT_EQ(train_lines.size(), 12u);
+  EXPECT_LT(train_lines.back().at("loss"), train_lines.front().at("loss"));
+  EXPECT_EQ(test::metrics_of(run(), "eval").size(), 2u);
+}
+
+}  // namespace
+}  // namespace gradus
