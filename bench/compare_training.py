@@ -107,8 +107,8 @@ def output_of(*command):
 
 def revision():
     """What a record says was measured: nothing that is in no commit."""
-    name = output_of("git", "describe", "--always", "--dirty")
-    if name.endswith("-dirty"):
+    name = output_of("git", "describe", "--always")
+    if output_of("git", "status", "--porcelain", "--", ".", ":!bench/results"):
         sys.exit("the working tree has changes: commit them, so that the record can name what it measured")
     return name
 
