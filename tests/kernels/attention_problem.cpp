@@ -275,6 +275,7 @@ void AttentionProblem::check_bounds() const {
 }
 
 double gradient_error(const ConstTensor& actual, const ConstTensor& expected) {
+  constexpr double kFloor = 0.5;
   const double error = relative_error(actual, expected);
   double largest = 0.0;
   double worst = 0.0;
@@ -282,7 +283,7 @@ double gradient_error(const ConstTensor& actual, const ConstTensor& expected) {
     largest = std::max(largest, std::abs(get_value(expected, i)));
     worst = std::max(worst, std::abs(get_value(actual, i) - get_value(expected, i)));
   }
-  return std::isfinite(largest) && std::isfinite(worst) && largest < 0.1 ? worst / 0.1 : error;
+  return std::isfinite(largest) && std::isfinite(worst) && largest < kFloor ? worst / kFloor : error;
 }
 
 AttentionReference::AttentionReference(const AttentionProblem& p) {

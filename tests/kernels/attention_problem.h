@@ -55,9 +55,10 @@ class AttentionProblem {
   int64_t padding_ = 0;
 };
 
-/// max |actual - expected| over max |expected|, or over 0.1 where that is larger: gradients of
+/// max |actual - expected| over max |expected|, or over 0.5 where that is larger: gradients of
 /// unit normal inputs are of order one, and those that vanish by mathematics (a query that sees one
-/// key) leave only rounding to compare.
+/// key) leave only rounding to compare: differences of two sums of as many products as a head is
+/// wide, each some units of 2^-24 times its size.
 double gradient_error(const ConstTensor& actual, const ConstTensor& expected);
 
 /// What the contract in kernels/attention.h says, element by element in fp64, from the (rounded)

@@ -111,7 +111,7 @@ TEST_P(Golden, LossAndEveryGradient) {
 
 INSTANTIATE_TEST_SUITE_P(
     Precisions, Golden,
-    testing::Values(GoldenCase{PrecisionPreset::fp64, "loss_fp64", "grad64.", 1e-6},
+    testing::Values(GoldenCase{PrecisionPreset::fp64, "loss_fp64", "grad64.", 1e-12},
                     GoldenCase{PrecisionPreset::fp32, "loss_fp32", "grad.", 1e-5}),
     [](const auto& parameter) { return std::string(to_string(parameter.param.precision)); });
 
