@@ -54,8 +54,7 @@ int inspect_data(const std::string& path) {
   fmt::print("tokenizer        {}\n", info.tokenizer.value_or("(no tokenizer.json beside it)"));
   for (const ShardInfo& shard : info.shards) {
     fmt::print("\n{}\n", shard.path.string());
-    fmt::print("  tokens         {} ({})\n", shard.token_count,
-               shard.token_type == TokenType::kU16 ? "u16" : "u32");
+    fmt::print("  tokens         {} ({})\n", shard.token_count, token_type_name(shard.token_type));
     fmt::print("  vocabulary     {}\n", shard.vocab_size);
     fmt::print("  tokenizer hash {:016x}\n", shard.tokenizer_hash);
     fmt::print("  file size      {} bytes\n", shard.file_size);

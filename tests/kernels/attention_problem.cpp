@@ -283,7 +283,8 @@ double gradient_error(const ConstTensor& actual, const ConstTensor& expected) {
     largest = std::max(largest, std::abs(get_value(expected, i)));
     worst = std::max(worst, std::abs(get_value(actual, i) - get_value(expected, i)));
   }
-  return std::isfinite(largest) && std::isfinite(worst) && largest < kFloor ? worst / kFloor : error;
+  return std::isfinite(largest) && std::isfinite(worst) && largest < kFloor ? worst / kFloor
+                                                                            : error;
 }
 
 AttentionReference::AttentionReference(const AttentionProblem& p) {
