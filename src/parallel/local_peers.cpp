@@ -8,7 +8,8 @@
 namespace gradus {
 namespace {
 
-/// -1 where the kernel cannot or will not. Not in Debian 12's C library.
+/// -1 where the kernel cannot or will not. The wrapper of Debian 12's C library cannot be linked
+/// from C++: its header declares it without C linkage.
 int open_pidfd(pid_t pid) {
 #ifdef SYS_pidfd_open
   return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));

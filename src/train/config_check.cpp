@@ -13,14 +13,6 @@
 namespace gradus {
 namespace {
 
-/// "128 or 132": the multiples of `divisor` around `value`.
-std::string nearest_multiples(int64_t value, int64_t divisor) {
-  const int64_t below = value / divisor * divisor;
-  if (below == 0) return fmt::format("{}", divisor);
-  if (below > std::numeric_limits<int64_t>::max() - divisor) return fmt::format("{}", below);
-  return fmt::format("{} or {}", below, below + divisor);
-}
-
 /// "1, 2, 3, 4, 6 or 12"
 std::string divisors(int64_t value) {
   constexpr int64_t kMostRanks = 1024;  // larger groups are no advice for anybody
@@ -248,6 +240,13 @@ class ContradictionCheck {
 };
 
 }  // namespace
+
+std::string nearest_multiples(int64_t value, int64_t divisor) {
+  const int64_t below = value / divisor * divisor;
+  if (below == 0) return fmt::format("{}", divisor);
+  if (below > std::numeric_limits<int64_t>::max() - divisor) return fmt::format("{}", below);
+  return fmt::format("{} or {}", below, below + divisor);
+}
 
 KeyStates default_key_states() {
   KeyStates states;

@@ -26,4 +26,7 @@ void check_ranges(const Config& config, KeyStates& states, ConfigProblems& probl
 /// valid, and for every setting this build does not implement.
 void check_contradictions(const Config& config, const KeyStates& states, ConfigProblems& problems);
 
+/// "128 or 132": the multiples of `divisor` around `value`, for what to set instead.
+std::string nearest_multiples(int64_t value, int64_t divisor);
+
 }  // namespace gradus

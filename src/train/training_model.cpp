@@ -6,6 +6,7 @@
 #include "model/gpt_parameters.h"
 #include "model/initialize.h"
 #include "parallel/gather_values.h"
+#include "train/config_check.h"
 #include "train/pipeline_schedule.h"
 #include "train/precision_preset.h"
 
@@ -38,12 +39,10 @@ int64_t micro_batches_of(const Config& config, const DataParallel& dp) {
   const int64_t pass = config.train.micro_batch * dp.size();
   const int64_t batch = config.train.global_batch;
   if (batch % pass != 0) {
-    const int64_t below = batch / pass * pass;
     throw ConfigError(
         "train.global_batch {} is not a multiple of train.micro_batch {} × dp {}: use global_batch "
-        "{}{}, another micro_batch or another number of ranks",
-        batch, config.train.micro_batch, dp.size(), below > 0 ? fmt::format("{} or ", below) : "",
-        below + pass);
+        "{}, another micro_batch or another number of ranks",
+        batch, config.train.micro_batch, dp.size(), nearest_multiples(batch, pass));
   }
   return batch / pass;
 }

@@ -239,8 +239,9 @@ TEST_F(CheckpointFaults, KilledAtAnyMomentARunGoesOnFromAWholeCheckpoint) {
     if (child == 0) save_forever(run(), last + 1);
     while (!fs::exists(step(last + 1))) {
       ASSERT_EQ(::waitpid(child, nullptr, WNOHANG), 0) << "the child ended by itself";
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // cores are for the run
     }
+    // Somewhere in a save, another place each time.
     std::this_thread::sleep_for(std::chrono::microseconds(rng() % 20'000));
     ASSERT_EQ(::kill(child, SIGKILL), 0);
     int status = 0;

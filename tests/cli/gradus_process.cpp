@@ -141,7 +141,7 @@ ProcessResult GradusProcess::wait() {
       throw std::runtime_error("gradus still ran after five minutes; it said: " + read_file(out_) +
                                read_file(err_));
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // cores are for the run
   }
   return result_;
 }

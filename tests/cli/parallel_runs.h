@@ -72,7 +72,7 @@ class ParallelRuns : public testing::Test {
   void await_step(test::GradusProcess& process, const std::filesystem::path& run,
                   size_t step) const {
     while (process.running() && test::metrics_of(run, "train").size() < step) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
     }
     ASSERT_TRUE(process.running()) << process.wait().text();
   }
@@ -104,7 +104,7 @@ inline bool runs(pid_t pid) {
 inline void expect_gone(const std::vector<pid_t>& pids) {
   const auto end = std::chrono::steady_clock::now();
   while (std::ranges::any_of(pids, runs) && seconds_since(end) < 2.0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));  // cores are for the run
   }
   for (const pid_t pid : pids) EXPECT_FALSE(runs(pid)) << "process " << pid;
 }
