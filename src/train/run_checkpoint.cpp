@@ -1,11 +1,13 @@
 #include "train/run_checkpoint.h"
 
 #include <array>
+#include <optional>
 
 #include "checkpoint/safetensors_writer.h"
 #include "checkpoint/step_state_json.h"
 #include "core/error.h"
 #include "parallel/gather_values.h"
+#include "parallel/together.h"
 
 namespace gradus {
 namespace {
@@ -68,18 +70,13 @@ void write_pieces(SafetensorsWriter& file, const std::vector<NamedTensor>& tenso
   file.finish(SafetensorsWriter::Coverage::slices);
 }
 
-// Writing takes as long as it takes.
-constexpr bool kUnwatched = false;
-
-/// Waits until all ranks have written their pieces. Elements that nobody wrote would be zeros in a
-/// checkpoint whose checksums are right.
+/// Elements that nobody wrote would be zeros in a checkpoint whose checksums are right.
 void require_whole(Executor& x, Communicator& world, const SafetensorsWriter& model,
                    const SafetensorsWriter& optimizer) {
   struct Written {
     int64_t model;
     int64_t optimizer;
   };
-  world.barrier(x, kUnwatched).wait(x);
   Written all{0, 0};
   for (const Written& each :
        gather_values(x, world, Written{model.numel_written(), optimizer.numel_written()})) {
@@ -102,33 +99,39 @@ std::vector<TensorDeclaration> declarations(const std::vector<NamedTensor>& tens
 }
 
 /// The first rank makes the folder and its files, every rank writes its pieces, the first commits.
+/// What one rank cannot write is given up by all, with the same IoError.
 SaveResult save_together(const std::filesystem::path& run, const CheckpointContents& contents,
                          int64_t keep, Executor& x, Communicator& world) {
+  const bool first = world.rank() == 0;
   const auto weights = declarations(contents.model);
   const auto moments = declarations(contents.optimizer);
-  if (world.rank() != 0) {
-    world.barrier(x, kUnwatched).wait(x);  // the files are there
-    const std::filesystem::path folder = broadcast_text(x, world, {});
-    auto model_file = SafetensorsWriter::join(folder / kModelFile, weights);
-    auto optimizer_file = SafetensorsWriter::join(folder / kOptimizerFile, moments);
-    write_pieces(model_file, contents.model);
-    write_pieces(optimizer_file, contents.optimizer);
-    require_whole(x, world, model_file, optimizer_file);
-    world.barrier(x, kUnwatched).wait(x);  // the checkpoint is in place
-    return {};
-  }
-  CheckpointWriter writer(run, contents.step);
-  auto model_file = SafetensorsWriter::create(writer.folder() / kModelFile, weights);
-  auto optimizer_file = SafetensorsWriter::create(writer.folder() / kOptimizerFile, moments);
-  world.barrier(x, kUnwatched).wait(x);
-  broadcast_text(x, world, writer.folder().string());
-  write_pieces(model_file, contents.model);
-  write_pieces(optimizer_file, contents.optimizer);
-  require_whole(x, world, model_file, optimizer_file);
-  for (const auto& [name, bytes] : contents.files) writer.add_file(name, bytes);
-  writer.add_state(contents.state);
-  SaveResult result = writer.commit(keep);
-  world.barrier(x, kUnwatched).wait(x);
+  std::optional<CheckpointWriter> writer;  // of the first rank
+  std::optional<SafetensorsWriter> model_file;
+  std::optional<SafetensorsWriter> optimizer_file;
+  together(x, world, [&] {
+    if (!first) return;
+    writer.emplace(run, contents.step);
+    model_file.emplace(SafetensorsWriter::create(writer->folder() / kModelFile, weights));
+    optimizer_file.emplace(SafetensorsWriter::create(writer->folder() / kOptimizerFile, moments));
+  });
+  const std::filesystem::path folder =
+      broadcast_text(x, world, first ? writer->folder().string() : "");
+  together(x, world, [&] {
+    if (!first) {
+      model_file.emplace(SafetensorsWriter::join(folder / kModelFile, weights));
+      optimizer_file.emplace(SafetensorsWriter::join(folder / kOptimizerFile, moments));
+    }
+    write_pieces(*model_file, contents.model);
+    write_pieces(*optimizer_file, contents.optimizer);
+  });
+  require_whole(x, world, *model_file, *optimizer_file);
+  SaveResult result;
+  together(x, world, [&] {
+    if (!first) return;
+    for (const auto& [name, bytes] : contents.files) writer->add_file(name, bytes);
+    writer->add_state(contents.state);
+    result = writer->commit(keep);
+  });
   return result;
 }
 
