@@ -53,9 +53,12 @@ void refuse_different_settings(Bootstrap& bootstrap, const Config& config) {
 
 void ConfigArguments::add_to(CLI::App& command) {
   command.add_option("CONFIG", file, "Configuration in YAML (docs/configuration.md)")->required();
-  command.add_option("key=value", overrides,
-                     "Settings that replace the file's, for example optim.lr=3e-4 or "
-                     "data.train=[data/a,data/b]");
+  // CLI11 2.4 takes no name with '=' in it, not even of a positional argument.
+  command
+      .add_option("SETTINGS", overrides,
+                  "What replaces the file's settings, for example optim.lr=3e-4 or "
+                  "data.train=[data/a,data/b]")
+      ->type_name("key=value");
 }
 
 Config ConfigArguments::load(Bootstrap& bootstrap) const {
