@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "core/error.h"
 #include "kernels/cpu/matmul.h"
@@ -33,28 +35,37 @@ const Case kCases[] = {
     {7, 1100, 17, false, false, false, false}, {1600, 33, 20, true, false, true, false},
 };
 
-Drawn draw(TensorPool& pool, const Case& c, DType dtype, DType result, int64_t wider) {
+/// Columns that a matrix in memory has beside those of the product.
+struct Wider {
+  int64_t a, b, c;
+};
+
+Drawn draw(TensorPool& pool, const Case& c, DType dtype, DType result, const Wider& wider) {
   Drawn d;
   const int64_t a_rows = c.a_transposed ? c.depth : c.rows;
   const int64_t a_columns = c.a_transposed ? c.rows : c.depth;
   const int64_t b_rows = c.b_transposed ? c.columns : c.depth;
   const int64_t b_columns = c.b_transposed ? c.depth : c.columns;
-  d.a = pool.normal({a_rows, a_columns + wider}, dtype, 1.0, "a");
-  d.b = pool.normal({b_rows, b_columns + wider}, dtype, 1.0, "b");
-  d.c = pool.normal({c.rows, c.columns + wider}, result, 1.0, "c");
+  d.a = pool.normal({a_rows, a_columns + wider.a}, dtype, 1.0, "a");
+  d.b = pool.normal({b_rows, b_columns + wider.b}, dtype, 1.0, "b");
+  d.c = pool.normal({c.rows, c.columns + wider.c}, result, 1.0, "c");
   d.bias = pool.normal({c.columns}, dtype, 1.0, "bias");
   d.product = {.rows = c.rows,
                .columns = c.columns,
                .depth = c.depth,
                .dtype = dtype,
                .c_dtype = result,
-               .a = {.data = d.a.data(), .stride = a_columns + wider, .transposed = c.a_transposed},
-               .b = {.data = d.b.data(), .stride = b_columns + wider, .transposed = c.b_transposed},
+               .a = {.data = d.a.data(), .stride = d.a.size(1), .transposed = c.a_transposed},
+               .b = {.data = d.b.data(), .stride = d.b.size(1), .transposed = c.b_transposed},
                .c = d.c.data(),
-               .c_stride = c.columns + wider,
+               .c_stride = d.c.size(1),
                .bias = c.bias ? d.bias.data() : nullptr,
                .accumulate = c.accumulate};
   return d;
+}
+
+Drawn draw(TensorPool& pool, const Case& c, DType dtype, DType result, int64_t wider) {
+  return draw(pool, c, dtype, result, Wider{wider, wider, wider});
 }
 
 // |a| · |b| + |c| + |bias|: what the error of a product is measured against.
@@ -121,6 +132,100 @@ TEST(MatmulImplementations, OneDnnAgreesWithThePackedProduct) {
     }
     EXPECT_GT(served, 0) << "oneDNN served no product at all";
   }
+}
+
+// Every product of sizes from `sizes`: both readings of a and b, each matrix and all of them as
+// columns of a wider one, plain, with a bias, and added to c.
+template <typename Visit>
+void for_each_small_product(const std::vector<int64_t>& sizes, Visit&& visit) {
+  constexpr Wider kWider[] = {{0, 0, 0}, {7, 0, 0}, {0, 7, 0}, {0, 0, 7}, {7, 7, 7}};
+  for (const int64_t rows : sizes) {
+    for (const int64_t columns : sizes) {
+      for (const int64_t depth : sizes) {
+        for (int ways = 0; ways < 4; ++ways) {
+          for (const Wider& wider : kWider) {
+            for (const auto& [accumulate, bias] :
+                 {std::pair{false, false}, {false, true}, {true, false}}) {
+              visit(Case{rows, columns, depth, ways % 2 == 1, ways / 2 == 1, accumulate, bias},
+                    wider);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void poison_beside(const Tensor& matrix, int64_t columns) {
+  for (int64_t e = 0; e < matrix.numel(); ++e) {
+    if (e % matrix.size(1) >= columns) test::set_value(matrix, e, std::nan(""));
+  }
+}
+
+// c of plain loops in double, row after row.
+std::vector<double> product_by_loops(const Drawn& d) {
+  const cpu::Gemm& p = d.product;
+  const auto at = [](const Tensor& matrix, bool transposed, int64_t row, int64_t column) {
+    return test::get_value(
+        matrix, transposed ? column * matrix.size(1) + row : row * matrix.size(1) + column);
+  };
+  std::vector<double> c;
+  for (int64_t i = 0; i < p.rows; ++i) {
+    for (int64_t j = 0; j < p.columns; ++j) {
+      double sum = p.bias != nullptr ? test::get_value(d.bias, j) : 0.0;
+      if (p.accumulate) sum += at(d.c, false, i, j);
+      for (int64_t k = 0; k < p.depth; ++k) {
+        sum += at(d.a, p.a.transposed, i, k) * at(d.b, p.b.transposed, k, j);
+      }
+      c.push_back(sum);
+    }
+  }
+  return c;
+}
+
+TEST(MatmulImplementations, NothingBesideAMatrixIsReadOrWrittenWhateverItsShapeAndStride) {
+  Executor x(Device::cpu, 2);
+  for (const DType dtype : {DType::fp32, DType::bf16}) {
+    for_each_small_product({1, 19}, [&](const Case& c, const Wider& wider) {
+      SCOPED_TRACE(fmt::format("M {} N {} K {} {} transposed {} {} wider {} {} {}", c.rows,
+                               c.columns, c.depth, to_string(dtype), c.a_transposed, c.b_transposed,
+                               wider.a, wider.b, wider.c));
+      TensorPool pool;
+      const Drawn d = draw(pool, c, dtype, DType::fp32, wider);
+      poison_beside(d.a, d.a.size(1) - wider.a);
+      poison_beside(d.b, d.b.size(1) - wider.b);
+      poison_beside(d.c, c.columns);
+      const std::vector<double> expected = product_by_loops(d);
+      if (!cpu::onednn_gemm(x, d.product)) cpu::gemm(x, d.product);
+      for (int64_t e = 0; e < d.c.numel(); ++e) {
+        const int64_t i = e / d.c.size(1);
+        const int64_t j = e % d.c.size(1);
+        const double value = test::get_value(d.c, e);
+        if (j >= c.columns) {
+          ASSERT_TRUE(std::isnan(value)) << "written: (" << i << ", " << j << ")";
+        } else {
+          // Sums of at most 21 terms, none of them larger than 5².
+          ASSERT_NEAR(value, expected[static_cast<size_t>(i * c.columns + j)],
+                      test::sum_tolerance(c.depth, DType::fp32) * 21 * 25)
+              << "(" << i << ", " << j << ")";
+        }
+      }
+      pool.check_guards();
+    });
+  }
+}
+
+TEST(MatmulImplementations, OneDnnIsGivenNoAxisOfOneElement) {
+  Executor x(Device::cpu, 2);
+  for_each_small_product({1, 6}, [&](const Case& c, const Wider& wider) {
+    if (c.rows > 1 && c.columns > 1 && c.depth > 1) return;
+    TensorPool pool;
+    const Drawn d = draw(pool, c, DType::fp32, DType::fp32, wider);
+    const auto before = test::values(d.c);
+    ASSERT_FALSE(cpu::onednn_gemm(x, d.product));
+    ASSERT_EQ(test::values(d.c), before);
+    ASSERT_EQ(cpu::onednn_scratch(x, d.product), 0);
+  });
 }
 
 TEST(MatmulImplementations, OneDnnKeepsOnePrimitiveAShapeAndTakesMovedMatrices) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -178,7 +179,10 @@ TEST(Matmul, GradientsAgreeWithCentralDifferences) {
 
 TEST(Matmul, ColumnSlicesAreReadAndWrittenInPlace) {
   Executor x(Device::cpu, 2);
-  for (const Case& c : {Case{1, 5, 3}, Case{6, 9, 1}, Case{40, 33, 48}, Case{10, 300, 17}}) {
+  // With every way for an axis to have one element: its stride is then anything.
+  for (const Case& c :
+       {Case{1, 1, 1}, Case{1, 1, 7}, Case{1, 5, 1}, Case{6, 1, 1}, Case{1, 5, 3}, Case{6, 1, 5},
+        Case{6, 9, 1}, Case{40, 33, 1}, Case{40, 33, 48}, Case{10, 300, 17}}) {
     for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
       SCOPED_TRACE(fmt::format("M {} K {} N {} {}", c.rows, c.in, c.out, to_string(dtype)));
       TensorPool pool;

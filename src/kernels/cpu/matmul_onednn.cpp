@@ -154,9 +154,14 @@ bool has_instructions(dnnl::cpu_isa wanted) {
   return (has & bits) == bits;
 }
 
+/// An axis of one element is never stepped along, so that its stride should mean nothing. oneDNN 3
+/// tells a matrix's layout by it all the same: of a vector that is a row or column of a wider
+/// matrix it reads (strided a of one row) or writes (strided c of one column) the neighbours.
+bool has_axis_of_one(const Gemm& p) { return p.rows == 1 || p.columns == 1 || p.depth == 1; }
+
 bool onednn_knows(const Gemm& p) {
   return (p.dtype == DType::fp32 || p.dtype == DType::bf16) && p.rows > 0 && p.columns > 0 &&
-         p.depth > 0;
+         p.depth > 0 && !has_axis_of_one(p);
 }
 
 }  // namespace

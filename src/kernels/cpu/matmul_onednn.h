@@ -19,11 +19,12 @@ std::string onednn_version();
 
 /// gemm()'s contract by a oneDNN primitive. The primitive of each shape is created at its first use
 /// and kept by the executor; later products allocate nothing of ours. False, and nothing done,
-/// where oneDNN has no implementation for the dtype on this processor, where strided rows make it
-/// ask for more scratch than onednn_scratch() says, or where it asks for more than x has left.
+/// where oneDNN has no implementation for the dtype on this processor, where rows, columns or depth
+/// is 1, where strided rows make it ask for more scratch than onednn_scratch() says, or where it
+/// asks for more than x has left.
 bool onednn_gemm(Executor& x, const Gemm& product);
 /// Scratch bytes of onednn_gemm() for the product as if its matrices were contiguous; 0 where
-/// oneDNN has no implementation.
+/// onednn_gemm() never serves it.
 int64_t onednn_scratch(const Executor& x, const Gemm& product);
 
 }  // namespace gradus::cpu
