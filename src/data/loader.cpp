@@ -75,6 +75,16 @@ uint64_t Loader::checksum() const {
   return checksum;
 }
 
+std::vector<ShardIdentity> Loader::identities() const {
+  std::vector<ShardIdentity> identities;
+  for (const Shard& shard : shards_) {
+    identities.push_back({.path = shard.shard.path(),
+                          .token_count = shard.shard.token_count(),
+                          .tokens_checksum = shard.shard.tokens_checksum()});
+  }
+  return identities;
+}
+
 int64_t Loader::token_count() const {
   int64_t count = 0;
   for (const Shard& shard : shards_) count += shard.shard.token_count();

@@ -25,6 +25,13 @@ struct LoaderOptions {
   SampleOrder order = SampleOrder::kShuffled;
 };
 
+/// What tells the tokens of one shard from those of another.
+struct ShardIdentity {
+  std::filesystem::path path;    ///< of the shard's file
+  int64_t token_count = 0;       ///< in the shard
+  uint64_t tokens_checksum = 0;  ///< XXH3-64 of the tokens as they are stored
+};
+
 /// The stream of training samples as a pure function of (seed, epoch, index). It has no position:
 /// sample g, counted over the whole run, is sample g mod N of epoch g div N, with N =
 /// samples_per_epoch(), whoever asks and in whichever order. Ranks and micro-batches take any
@@ -63,6 +70,8 @@ class Loader {
 
   /// The same for shards of the same tokens in the same order; from their headers.
   uint64_t checksum() const;
+  /// Of each shard, in the order of the paths; from their headers.
+  std::vector<ShardIdentity> identities() const;
 
   /// Reads every shard whole: ids and checksums. Throws DataError.
   void verify() const;

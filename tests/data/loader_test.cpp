@@ -212,6 +212,20 @@ TEST_F(LoaderTest, ReadsFoldersOfPreparedCorpora) {
   EXPECT_EQ(first_window(Split::kVal), "ij");
 }
 
+TEST_F(LoaderTest, IdentitiesAreThoseOfTheTokensNotOfTheFiles) {
+  const fs::path a = shard("a", 100);
+  const fs::path b = shard("b", 57, 20'000);
+  const fs::path copy = shard("copy", 100);
+  const auto identities = Loader({.paths = {a, b, copy}, .context = 8}).identities();
+  ASSERT_EQ(identities.size(), 3u);
+  EXPECT_EQ(identities[0].path, a);
+  EXPECT_EQ(identities[1].path, b);
+  EXPECT_EQ(identities[1].token_count, 57);
+  EXPECT_EQ(identities[0].tokens_checksum, TokenShard(a).tokens_checksum());
+  EXPECT_EQ(identities[0].tokens_checksum, identities[2].tokens_checksum);
+  EXPECT_NE(identities[0].tokens_checksum, identities[1].tokens_checksum);
+}
+
 TEST_F(LoaderTest, AFolderWithoutTheSplitIsNamed) {
   const fs::path text = test::write_file(dir_ / "text", "0123456789");
   prepare({.inputs = {text}, .out_dir = dir_ / "corpus", .val_fraction = 0});
