@@ -22,8 +22,8 @@ namespace fs = std::filesystem;
 constexpr char32_t kCodePoints = 0x110000;
 constexpr size_t kBlockBytes = size_t{1} << 20;
 
-struct InputFile {
-  explicit InputFile(const fs::path& path) : mapping(path) {}
+struct CorpusFile {
+  explicit CorpusFile(const fs::path& path) : mapping(path) {}
 
   TextSource source() const { return {mapping.path().string(), mapping.bytes()}; }
 
@@ -33,7 +33,7 @@ struct InputFile {
 
 /// What one pass over the text finds.
 struct Corpus {
-  std::vector<InputFile> files;
+  std::vector<CorpusFile> files;
   std::vector<char32_t> code_points;  ///< those that occur, ascending
   size_t bytes = 0;
   size_t characters = 0;
@@ -57,11 +57,11 @@ void check_options(const PrepareOptions& options) {
 Corpus read_corpus(const std::vector<fs::path>& paths) {
   Corpus corpus;
   for (const fs::path& path : paths) {
-    const InputFile& file = corpus.files.emplace_back(path);
+    const CorpusFile& file = corpus.files.emplace_back(path);
     if (file.mapping.bytes().empty()) throw DataError("{}: the file is empty", path.string());
   }
   std::vector<bool> occurs(kCodePoints);
-  for (InputFile& file : corpus.files) {
+  for (CorpusFile& file : corpus.files) {
     file.mapping.advise_sequential();
     const TextSource source = file.source();
     for (size_t offset = 0; offset < source.text.size(); ++file.characters) {
@@ -134,7 +134,7 @@ PrepareResult prepare(const PrepareOptions& options) {
 
   std::vector<int32_t> tokens;
   size_t left = train_count;  // characters still to go to train
-  for (const InputFile& file : corpus.files) {
+  for (const CorpusFile& file : corpus.files) {
     const TextSource source = file.source();
     const size_t here = std::min(left, file.characters);
     const size_t cut =

@@ -14,9 +14,11 @@
 namespace gradus {
 namespace {
 
-// Tokens are used where they are mapped, without a conversion.
+// Tokens are used as they are read, without a conversion.
 static_assert(std::endian::native == std::endian::little, "token shards are little-endian");
 
+constexpr size_t kCopyBytes = size_t{16} << 10;   // read at a time, on the stack
+constexpr size_t kVerifyBytes = size_t{1} << 20;  // read at a time
 constexpr int64_t kMaxVocabSize = std::numeric_limits<int32_t>::max();
 
 uint64_t checksum_of(const TokenShardHeader& header) {
@@ -27,16 +29,16 @@ std::string_view bytes_of(const TokenShardHeader& header) {
   return {reinterpret_cast<const char*>(&header), sizeof header};
 }
 
-TokenShardHeader read_header(const MappedFile& file) {
+TokenShardHeader read_header(const InputFile& file) {
   const std::string name = file.path().string();
-  const std::string_view bytes = file.bytes();
+  const auto size = static_cast<uint64_t>(file.size());
   TokenShardHeader header;
-  if (bytes.size() < sizeof header) {
+  if (size < sizeof header) {
     throw DataError(
         "{}: {} bytes cannot hold a token shard's header of {}: truncated, or not a shard", name,
-        bytes.size(), sizeof header);
+        size, sizeof header);
   }
-  std::memcpy(&header, bytes.data(), sizeof header);
+  file.read(0, {reinterpret_cast<char*>(&header), sizeof header});
   if (header.magic != TokenShardHeader::kMagic) {
     throw DataError("{}: not a token shard; write one with gradus data prepare", name);
   }
@@ -55,7 +57,7 @@ TokenShardHeader read_header(const MappedFile& file) {
     throw DataError("{}: vocabulary size {} is not in 1 … {}", name, header.vocab_size,
                     kMaxVocabSize);
   }
-  const uint64_t token_bytes = bytes.size() - sizeof header;
+  const uint64_t token_bytes = size - sizeof header;
   if (token_bytes % header.token_type != 0 ||
       token_bytes / header.token_type != header.token_count) {
     throw DataError(
@@ -130,7 +132,9 @@ void TokenShardWriter::publish() {
 }
 
 TokenShard::TokenShard(const std::filesystem::path& path)
-    : file_(path), header_(read_header(file_)) {}
+    : file_(path),
+      header_(read_header(file_)),
+      modified_ns_(std::make_unique<std::atomic<int64_t>>(file_.stamp().modified_ns)) {}
 
 void TokenShard::fail_token(int64_t position, uint32_t token) const {
   throw DataError(
@@ -139,21 +143,50 @@ void TokenShard::fail_token(int64_t position, uint32_t token) const {
       path().string(), token, position, header_.vocab_size);
 }
 
+/// Reads and checks tokens from number `first` on.
 template <typename Stored>
-void TokenShard::copy_as(int64_t first, std::span<int32_t> out) const {
-  const auto* tokens =
-      reinterpret_cast<const Stored*>(file_.bytes().data() + sizeof(TokenShardHeader)) + first;
+void TokenShard::read_tokens(int64_t first, std::span<Stored> tokens) const {
+  constexpr auto kWidth = static_cast<int64_t>(sizeof(Stored));
+  file_.read(static_cast<int64_t>(sizeof header_) + first * kWidth,
+             {reinterpret_cast<char*>(tokens.data()), tokens.size_bytes()});
   // The maximum first and the search for the culprit after it keep the loop free of branches.
   Stored largest = 0;
-  for (size_t i = 0; i < out.size(); ++i) {
-    largest = std::max(largest, tokens[i]);
-    out[i] = static_cast<int32_t>(tokens[i]);
+  for (const Stored token : tokens) largest = std::max(largest, token);
+  if (largest < header_.vocab_size) return;
+  const auto bad =
+      std::ranges::find_if(tokens, [&](Stored token) { return token >= header_.vocab_size; });
+  fail_token(first + (bad - tokens.begin()), *bad);
+}
+
+template <typename Stored>
+void TokenShard::copy_as(int64_t first, std::span<int32_t> out) const {
+  std::array<Stored, kCopyBytes / sizeof(Stored)> buffer;
+  while (!out.empty()) {
+    const auto tokens = std::span(buffer).first(std::min(buffer.size(), out.size()));
+    read_tokens(first, tokens);
+    std::ranges::copy(tokens, out.begin());
+    first += static_cast<int64_t>(tokens.size());
+    out = out.subspan(tokens.size());
   }
-  if (largest >= header_.vocab_size) {
-    const auto* bad = std::find_if(tokens, tokens + out.size(),
-                                   [&](Stored token) { return token >= header_.vocab_size; });
-    fail_token(first + (bad - tokens), *bad);
+}
+
+/// A file that was written to in place is another, however well its tokens read. One that was only
+/// touched, or overwritten with the same, is not.
+void TokenShard::require_unchanged() const {
+  const InputFile::Stamp now = file_.stamp();
+  if (now.size != file_.size()) {
+    throw IoError(
+        "{}: {} bytes, and {} when it was opened: it was written to while it was in use; restore "
+        "it or prepare the data again",
+        path().string(), now.size, file_.size());
   }
+  if (now.modified_ns == *modified_ns_) return;
+  try {
+    verify();
+  } catch (const DataError& error) {
+    throw DataError("{}; it was written to while it was in use", error.what());
+  }
+  *modified_ns_ = now.modified_ns;
 }
 
 void TokenShard::copy(int64_t first, std::span<int32_t> out) const {
@@ -163,19 +196,32 @@ void TokenShard::copy(int64_t first, std::span<int32_t> out) const {
                     count, first, token_count());
   }
   token_type() == TokenType::kU16 ? copy_as<uint16_t>(first, out) : copy_as<uint32_t>(first, out);
+  require_unchanged();
 }
 
-void TokenShard::verify() const {
-  std::vector<int32_t> block(size_t{1} << 16);
-  for (int64_t first = 0; first < token_count(); first += static_cast<int64_t>(block.size())) {
-    const auto count = std::min(static_cast<int64_t>(block.size()), token_count() - first);
-    copy(first, std::span(block).first(static_cast<size_t>(count)));
+template <typename Stored>
+void TokenShard::verify_as(const std::stop_token& stop) const {
+  const std::unique_ptr<XXH3_state_s, void (*)(XXH3_state_s*)> checksum(
+      XXH3_createState(), [](XXH3_state_s* s) { XXH3_freeState(s); });
+  if (!checksum) throw std::bad_alloc();
+  XXH3_64bits_reset(checksum.get());
+  std::vector<Stored> block(kVerifyBytes / sizeof(Stored));
+  const auto block_tokens = static_cast<int64_t>(block.size());
+  for (int64_t first = 0; first < token_count(); first += block_tokens) {
+    if (stop.stop_requested()) return;
+    const auto tokens = std::span(block).first(
+        static_cast<size_t>(std::min(block_tokens, token_count() - first)));
+    read_tokens(first, tokens);
+    XXH3_64bits_update(checksum.get(), tokens.data(), tokens.size_bytes());
   }
-  const std::string_view tokens = file_.bytes().substr(sizeof(TokenShardHeader));
-  if (XXH3_64bits(tokens.data(), tokens.size()) != header_.tokens_checksum) {
+  if (XXH3_64bits_digest(checksum.get()) != header_.tokens_checksum) {
     throw DataError("{}: the tokens do not match their checksum; prepare the data again",
                     path().string());
   }
+}
+
+void TokenShard::verify(const std::stop_token& stop) const {
+  token_type() == TokenType::kU16 ? verify_as<uint16_t>(stop) : verify_as<uint32_t>(stop);
 }
 
 }  // namespace gradus

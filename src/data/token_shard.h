@@ -1,15 +1,17 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string_view>
 #include <vector>
 
 #include "core/atomic_file.h"
-#include "core/mapped_file.h"
+#include "core/input_file.h"
 
 struct XXH3_state_s;
 
@@ -70,9 +72,9 @@ class TokenShardWriter {
   bool finished_ = false;
 };
 
-/// A shard mapped read-only. Opening checks the header and the file's size, in constant time
-/// whatever the length. That every id is below the vocabulary is checked by copy(), on exactly the
-/// tokens it hands out, at the speed of the copy; verify() checks the whole file.
+/// A shard open for reading. Opening checks the header and the file's size, in constant time
+/// whatever the length. That every id is below the vocabulary, and that the file is the one that was
+/// opened, is checked by copy() on what it hands out; verify() checks the whole file.
 class TokenShard {
  public:
   /// Throws IoError when the file cannot be read; DataError when it is not a shard, is of another
@@ -80,29 +82,40 @@ class TokenShard {
   explicit TokenShard(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return file_.path(); }
+  /// Two paths to one file have it in common.
+  InputFile::Identity file_identity() const { return file_.identity(); }
   int64_t token_count() const { return static_cast<int64_t>(header_.token_count); }
   int64_t vocab_size() const { return static_cast<int64_t>(header_.vocab_size); }
   uint64_t tokenizer_hash() const { return header_.tokenizer_hash; }
-  /// Of the tokens, as the writer noted it: the same for the same tokens.
+  /// Of the tokens, as the writer noted it: the same for the same tokens. A claim until verify().
   uint64_t tokens_checksum() const { return header_.tokens_checksum; }
   TokenType token_type() const { return static_cast<TokenType>(header_.token_type); }
-  int64_t file_size() const { return static_cast<int64_t>(file_.bytes().size()); }
+  int64_t file_size() const { return file_.size(); }
 
   /// out = tokens [first, first + out.size()). Throws DataError, with file, position, id and
-  /// vocabulary, for an id not below the vocabulary. Allocates only to throw. Safe from several
-  /// threads at once.
+  /// vocabulary, for an id not below the vocabulary, and when the file was written to since it was
+  /// opened and is no longer what its header says; IoError when it cannot be read or has another
+  /// size. Allocates only to throw or to verify. Safe from several threads at once.
   void copy(int64_t first, std::span<int32_t> out) const;
 
-  /// Reads the whole shard: every id below the vocabulary, and the checksum. Throws DataError.
-  void verify() const;
+  /// Reads the whole shard: every id below the vocabulary, and the checksum. Throws DataError, and
+  /// IoError. Returns early when it is asked to stop.
+  void verify(const std::stop_token& stop = {}) const;
 
  private:
   template <typename Stored>
+  void read_tokens(int64_t first, std::span<Stored> tokens) const;
+  template <typename Stored>
   void copy_as(int64_t first, std::span<int32_t> out) const;
+  template <typename Stored>
+  void verify_as(const std::stop_token& stop) const;
+  void require_unchanged() const;
   [[noreturn]] void fail_token(int64_t position, uint32_t token) const;
 
-  MappedFile file_;
+  InputFile file_;
   TokenShardHeader header_;
+  /// The file's time of modification when its contents were last known to be the header's.
+  std::unique_ptr<std::atomic<int64_t>> modified_ns_;
 };
 
 }  // namespace gradus

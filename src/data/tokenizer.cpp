@@ -9,7 +9,7 @@
 
 #include "core/atomic_file.h"
 #include "core/error.h"
-#include "core/mapped_file.h"
+#include "core/input_file.h"
 #include "data/byte_tokenizer.h"
 #include "data/char_tokenizer.h"
 
@@ -127,8 +127,7 @@ std::unique_ptr<Tokenizer> parse_tokenizer(std::string_view text, const std::str
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path) {
-  const MappedFile file(path);
-  return parse_tokenizer(file.bytes(), path.string());
+  return parse_tokenizer(read_small_file(path), path.string());
 }
 
 }  // namespace gradus

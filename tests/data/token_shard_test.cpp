@@ -188,6 +188,49 @@ TEST_F(TokenShardTest, VerifyFindsAChangedTokenThatIsStillInTheVocabulary) {
   EXPECT_THAT([&] { shard.verify(); }, ThrowsMessage<DataError>(HasSubstr("checksum")));
 }
 
+TEST_F(TokenShardTest, AFileThatShrinksWhileItIsInUseIsAnError) {
+  write({1, 2, 3, 4, 5}, 10);
+  const TokenShard shard(path_);
+  std::vector<int32_t> two(2);
+  shard.copy(3, two);
+  std::filesystem::resize_file(path_, 64 + 2 * 3);
+  EXPECT_THAT([&] { shard.copy(3, two); },
+              ThrowsMessage<IoError>(AllOf(HasSubstr(path_.string()), HasSubstr("byte 70"),
+                                           HasSubstr("74 bytes when it was opened"))));
+  EXPECT_THAT([&] { shard.copy(0, two); },
+              ThrowsMessage<IoError>(HasSubstr("70 bytes, and 74 when it was opened")));
+  EXPECT_THROW(shard.verify(), IoError);
+}
+
+TEST_F(TokenShardTest, OtherTokensWrittenIntoTheFileWhileItIsInUseAreFound) {
+  write({1, 2, 3, 4, 5}, 10);
+  const std::string whole = test::read_file(path_);
+  const TokenShard shard(path_);
+  const auto before = std::filesystem::last_write_time(path_);
+  std::vector<int32_t> two(2);
+  // The same length, and ids that the vocabulary has; not among the tokens that are read.
+  patch(72, "\7", false);
+  std::filesystem::last_write_time(path_, before + std::chrono::seconds(1));
+  EXPECT_THAT([&] { shard.copy(0, two); },
+              ThrowsMessage<DataError>(
+                  AllOf(HasSubstr("checksum"), HasSubstr("written to while it was in use"))));
+  EXPECT_THROW(shard.copy(0, two), DataError) << "and it stays so";
+  // What was only touched is the same.
+  test::write_file(path_, whole);
+  std::filesystem::last_write_time(path_, before + std::chrono::seconds(2));
+  shard.copy(0, two);
+  EXPECT_EQ(two, (std::vector<int32_t>{1, 2}));
+}
+
+TEST_F(TokenShardTest, AShardThatIsReplacedStaysReadableAsItWas) {
+  write({1, 2, 3}, 10);
+  const TokenShard shard(path_);
+  write({4, 5, 6, 7}, 10);
+  EXPECT_EQ(read_all(shard), (std::vector<int32_t>{1, 2, 3}));
+  shard.verify();
+  EXPECT_EQ(read_all(TokenShard(path_)), (std::vector<int32_t>{4, 5, 6, 7}));
+}
+
 TEST_F(TokenShardTest, ReadsBehindTheEndAreRefused) {
   write({1, 2, 3}, 10);
   const TokenShard shard(path_);
