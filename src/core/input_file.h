@@ -7,10 +7,10 @@
 
 namespace gradus {
 
-/// A regular file, open for reading. Its bytes are fetched by calls, never through a mapping: a file
-/// that shrinks, a disk that fails and a server that forgot the file are errors of a call, where a
-/// mapping would end the process with SIGBUS. A file that is replaced by rename stays readable as it
-/// was.
+/// A regular file, open for reading. Its bytes are fetched by calls, never through a mapping: a
+/// file that shrinks, a disk that fails and a server that forgot the file are errors of a call,
+/// where a mapping would end the process with SIGBUS. A file that is replaced by rename stays
+/// readable as it was.
 class InputFile {
  public:
   /// Throws IoError when the file is missing, cannot be opened or is not a regular file. Does not
@@ -57,7 +57,6 @@ class InputFile {
 
 /// The whole of a file that is small by nature. Throws IoError, also when it has more than `limit`
 /// bytes.
-std::string read_small_file(const std::filesystem::path& path,
-                            int64_t limit = int64_t{256} << 20);
+std::string read_small_file(const std::filesystem::path& path, int64_t limit = int64_t{256} << 20);
 
 }  // namespace gradus

@@ -209,8 +209,8 @@ void TokenShard::verify_as(const std::stop_token& stop) const {
   const auto block_tokens = static_cast<int64_t>(block.size());
   for (int64_t first = 0; first < token_count(); first += block_tokens) {
     if (stop.stop_requested()) return;
-    const auto tokens = std::span(block).first(
-        static_cast<size_t>(std::min(block_tokens, token_count() - first)));
+    const auto tokens =
+        std::span(block).first(static_cast<size_t>(std::min(block_tokens, token_count() - first)));
     read_tokens(first, tokens);
     XXH3_64bits_update(checksum.get(), tokens.data(), tokens.size_bytes());
   }

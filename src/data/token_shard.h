@@ -73,8 +73,8 @@ class TokenShardWriter {
 };
 
 /// A shard open for reading. Opening checks the header and the file's size, in constant time
-/// whatever the length. That every id is below the vocabulary, and that the file is the one that was
-/// opened, is checked by copy() on what it hands out; verify() checks the whole file.
+/// whatever the length. That every id is below the vocabulary, and that the file is the one that
+/// was opened, is checked by copy() on what it hands out; verify() checks the whole file.
 class TokenShard {
  public:
   /// Throws IoError when the file cannot be read; DataError when it is not a shard, is of another

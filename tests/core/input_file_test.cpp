@@ -79,9 +79,9 @@ TEST_F(InputFileTest, AnythingWrittenShowsInTheStamp) {
 
 TEST_F(InputFileTest, WhatIsNoRegularFileIsRefusedAtOnce) {
   ASSERT_EQ(::mkfifo((dir_ / "fifo").c_str(), 0600), 0);
-  EXPECT_THAT([&] { InputFile{dir_ / "fifo"}; },
-              ThrowsMessage<IoError>(AllOf(HasSubstr("fifo: not a regular file"),
-                                           HasSubstr("pipe"))));
+  EXPECT_THAT(
+      [&] { InputFile{dir_ / "fifo"}; },
+      ThrowsMessage<IoError>(AllOf(HasSubstr("fifo: not a regular file"), HasSubstr("pipe"))));
   EXPECT_THAT([&] { InputFile{dir_.path()}; },
               ThrowsMessage<IoError>(HasSubstr("not a regular file but a folder")));
   EXPECT_THAT([&] { InputFile{"/dev/zero"}; }, ThrowsMessage<IoError>(HasSubstr("/dev/zero: not")));
