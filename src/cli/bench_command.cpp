@@ -158,6 +158,7 @@ int dump_batches(Bootstrap& bootstrap, const BatchesArguments& arguments) {
       file.write({reinterpret_cast<const char*>(sample.data()), sample.size() * sizeof(int32_t)});
     }
   }
+  data.verification->finish();
   file.publish();
   fmt::print("wrote {}: i32 ({}, {}, {})\n", arguments.out, config.train.steps, B, T + 1);
   return 0;

@@ -131,6 +131,12 @@ void Loader::read(int64_t first_sample, std::span<int32_t> inputs,
   }
 }
 
+std::vector<const TokenShard*> Loader::shards() const {
+  std::vector<const TokenShard*> shards;
+  for (const Shard& shard : shards_) shards.push_back(&shard.shard);
+  return shards;
+}
+
 void Loader::verify() const {
   for (const Shard& shard : shards_) shard.shard.verify();
 }

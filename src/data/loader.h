@@ -73,6 +73,9 @@ class Loader {
   /// Of each shard, in the order of the paths; from their headers.
   std::vector<ShardIdentity> identities() const;
 
+  /// In the order of the paths; valid as long as this, also when it is moved.
+  std::vector<const TokenShard*> shards() const;
+
   /// Reads every shard whole: ids and checksums. Throws DataError.
   void verify() const;
 

@@ -1,6 +1,7 @@
 #include "train/run_data.h"
 
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "core/error.h"
@@ -81,6 +82,9 @@ RunData RunData::open(const Config& config) {
     throw ConfigError("model.vocab_size {} is below the {} tokens of {}: use auto or at least {}",
                       *config.model.vocab_size, V, config.data.train.front(), V);
   }
+  std::vector<const TokenShard*> shards = data.train.shards();
+  if (data.val) std::ranges::copy(data.val->shards(), std::back_inserter(shards));
+  data.verification = std::make_unique<ShardVerification>(std::move(shards));
   return data;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "data/loader.h"
+#include "data/shard_verification.h"
 #include "data/tokenizer.h"
 #include "train/config.h"
 
@@ -17,8 +18,11 @@ struct RunData {
   Loader train;
   std::optional<Loader> val;
   std::string no_val;  ///< why there is no val, when the user may not expect it
+  /// Of the shards of train and val. What is kept of a run comes after its finish().
+  std::unique_ptr<ShardVerification> verification;
 
-  /// Throws DataError, IoError or ConfigError.
+  /// Verifies small shards, and begins to verify the others. Throws DataError, IoError or
+  /// ConfigError.
   static RunData open(const Config& config);
 };
 

@@ -23,7 +23,11 @@ int64_t count_targets(const Tensor& targets) {
 }  // namespace
 
 Stepper::Stepper(const Config& config, TrainingModel& model)
-    : config_(config), model_(model), sync_(model), schedule_(model.gpt(), model.parallel().pp) {}
+    : config_(config),
+      model_(model),
+      reads_(model.parallel()),
+      sync_(model),
+      schedule_(model.gpt(), model.parallel().pp) {}
 
 MicroBatch Stepper::micro_batch(int64_t index) const {
   const int64_t B = model_.gpt().sizes().B;
@@ -68,16 +72,14 @@ void Stepper::sum_over_replicas_and_stages(const Tensor& inout) {
 
 StepState Stepper::run(const Loader& loader, int64_t first_sample, double lr) {
   const int64_t own = first_sample + model_.parallel().dp.rank() * model_.tokens().size(0);
-  loader.read(own, span_of(model_.tokens()), span_of(model_.targets()));
+  reads_.read(loader, own, span_of(model_.tokens()), span_of(model_.targets()));
   return run(first_sample, lr);
 }
 
 StepState Stepper::run(int64_t first_sample, double lr) {
   Executor& x = model_.executor();
   first_sample_ = first_sample + model_.parallel().dp.rank() * model_.tokens().size(0);
-  auto targets = static_cast<double>(count_targets(model_.targets()));
-  model_.parallel().dp.all_reduce(x, Tensor(&targets, DType::fp64, Device::cpu, {1}));
-  target_count_ = static_cast<int64_t>(targets);
+  target_count_ = reads_.agree(x, count_targets(model_.targets()));
   if (target_count_ == 0) {
     throw DataError("the batch at sample {} has no target to learn from: every one is masked",
                     first_sample);
@@ -116,7 +118,7 @@ void Stepper::read_evaluation_batch(const Loader& loader, int64_t batch) {
   const auto targets = span_of(model_.targets().slice(0, 0, sizes.B));
   const int64_t count = std::min(sizes.B, loader.samples_per_epoch() - batch * sizes.B);
   const auto used = static_cast<size_t>(count * sizes.T);
-  loader.read(batch * sizes.B, tokens.first(used), targets.first(used));
+  reads_.read(loader, batch * sizes.B, tokens.first(used), targets.first(used));
   std::ranges::fill(tokens.subspan(used), 0);
   std::ranges::fill(targets.subspan(used), kIgnoredTarget);
 }
@@ -137,6 +139,7 @@ Stepper::Evaluation Stepper::evaluate(const Loader& loader, int64_t batches) {
   };
   fill(x, model_.loss(), 0.0);
   schedule_.evaluate(x, own, std::ref(pass));
+  reads_.agree(x, 0);
   sum_over_replicas_and_stages(model_.loss());
   Evaluation result;
   result.targets = std::min(batches * sizes.B, samples) * sizes.T;

@@ -5,6 +5,7 @@
 
 #include "core/step_state.h"
 #include "data/loader.h"
+#include "train/batch_reads.h"
 #include "train/bucket_sync.h"
 #include "train/pipeline_schedule.h"
 #include "train/training_model.h"
@@ -21,7 +22,8 @@ class Stepper {
 
   /// One optimizer step over the global batch that starts at global sample `first_sample`, of which
   /// each replica reads its part: forward and backward of each micro-batch, norm, clipping, AdamW
-  /// at rate lr. Throws DataError when the batch has no target.
+  /// at rate lr. Throws DataError when the batch has no target, UnusableBatch, on all ranks, when
+  /// it cannot be read.
   StepState run(const Loader& loader, int64_t first_sample, double lr);
   /// The same over what already stands in the model's tokens() and targets().
   StepState run(int64_t first_sample, double lr);
@@ -40,7 +42,7 @@ class Stepper {
     int64_t targets = 0;
   };
   /// Mean loss over the first `batches` micro-batches of a sequential loader, or all it has, which
-  /// replicas take in turns; no dropout.
+  /// replicas take in turns; no dropout. Throws UnusableBatch, on all ranks, after the last batch.
   Evaluation evaluate(const Loader& loader, int64_t batches);
 
  private:
@@ -53,6 +55,7 @@ class Stepper {
 
   const Config& config_;
   TrainingModel& model_;
+  BatchReads reads_;
   BucketSync sync_;
   PipelineSchedule schedule_;
   FirstNonfinite* replay_ = nullptr;  ///< told of each pass while a step is replayed

@@ -1,6 +1,7 @@
 #include "train/step_traffic.h"
 
 #include "kernels/optimizer.h"
+#include "train/batch_reads.h"
 #include "train/bucket_sync.h"
 
 namespace gradus {
@@ -46,6 +47,9 @@ class TrafficTable {
     }
     if (parallel_.dp.size() > 1) data_parallel();
     if (parallel_.pp.stages() > 1) pipeline();
+    if (parallel_.ranks() > 1) {
+      add("world", "targets, reads", Collective::all_reduce, 1, BatchReads::kSums * sizeof(double));
+    }
     return rows_;
   }
 
@@ -66,6 +70,7 @@ class TrafficTable {
   }
 
   int size(const std::string& group) const {
+    if (group == "world") return parallel_.ranks();
     if (group == "tp") return parallel_.tp.size();
     if (group == "dp") return parallel_.dp.size();
     return group == "pp" ? parallel_.pp.stages() : 2;  // "embedding": the first and last stage
@@ -158,7 +163,7 @@ class TrafficTable {
       });
       add("dp", "norm", Collective::all_reduce, 1, norm_bytes());
     }
-    add("dp", "count of targets, loss", Collective::all_reduce, 2, 2 * sizeof(double));
+    add("dp", "loss", Collective::all_reduce, 1, sizeof(double));
   }
 
   void pipeline() {

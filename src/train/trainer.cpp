@@ -71,6 +71,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
   if (first_rank()) {
     metrics_.emplace(run_ / "metrics.jsonl", progress_.step, progress_.evaluation_due);
   }
+  first_step_ = progress_.step;
   log_start();
 }
 
@@ -119,7 +120,7 @@ Trainer::Outcome Trainer::run() {
   while (progress_.step < config_.train.steps) {
     const Clock::time_point begin = Clock::now();
     const double lr = learning_rate(config_.optim, progress_.step, config_.train.steps);
-    const StepState state = stepper_.run(data_.train, progress_.samples, lr);
+    const StepState state = step(lr);
     progress_.step += 1;
     progress_.samples += config_.train.global_batch;
     const bool last = progress_.step == config_.train.steps;
@@ -195,7 +196,14 @@ void Trainer::handle_nonfinite(const StepState& state) {
 void Trainer::evaluate_if_due() {
   if (!progress_.evaluation_due || !data_.val) return;
   progress_.evaluation_due = false;
-  const Stepper::Evaluation result = stepper_.evaluate(*data_.val, config_.eval.batches);
+  Stepper::Evaluation result;
+  try {
+    result = stepper_.evaluate(*data_.val, config_.eval.batches);
+  } catch (const UnusableBatch& reason) {
+    progress_.evaluation_due = true;
+    save_before(reason);
+    throw;
+  }
   const double perplexity = std::exp(result.loss);
   write_metrics({{"event", "eval"},
                  {"step", progress_.step},
@@ -206,8 +214,37 @@ void Trainer::evaluate_if_due() {
             result.loss, perplexity, result.targets);
 }
 
+StepState Trainer::step(double lr) {
+  data_.verification->check();
+  try {
+    return stepper_.run(data_.train, progress_.samples, lr);
+  } catch (const UnusableBatch& reason) {
+    save_before(reason);
+    throw;
+  }
+}
+
+/// Saves the steps that were made before the data could no longer be read.
+void Trainer::save_before(const UnusableBatch& reason) {
+  if (progress_.step == first_step_) return;
+  log_.warn("the data failed after step {}, which is saved: {}", progress_.step, reason.what());
+  save();
+}
+
+/// Weights that learned from damaged shards are not kept: before the first checkpoint every rank
+/// waits until all of them have verified theirs.
+void Trainer::require_verified_data() {
+  if (data_verified_) return;
+  data_.verification->finish();
+  constexpr bool kUnwatched = false;  // large shards on slow disks take as long as they take
+  Communicator* const world = model_.parallel().world;
+  if (world != nullptr) world->barrier(model_.executor(), kUnwatched).wait(model_.executor());
+  data_verified_ = true;
+}
+
 void Trainer::save() {
   if (saved_step_ == progress_.step) return;
+  require_verified_data();
   const SaveResult result = save_run(run_, progress_, config_, *data_.tokenizer, model_);
   saved_step_ = progress_.step;
   if (!first_rank()) return;

@@ -50,7 +50,10 @@ class Trainer {
   void log_start();
   void log_step(const StepState& state, Interval& interval);
   void handle_nonfinite(const StepState& state);
+  StepState step(double lr);
   void evaluate_if_due();
+  void require_verified_data();
+  void save_before(const UnusableBatch& reason);
   void save();
 
   StopSignals signals_;  // first: loading a checkpoint may take long
@@ -64,6 +67,8 @@ class Trainer {
   std::optional<MetricsFile> metrics_;
   RunProgress progress_;
   int64_t saved_step_ = -1;
+  int64_t first_step_ = 0;      ///< that this process made, less one
+  bool data_verified_ = false;  ///< all of it, on all ranks
   int64_t baseline_bytes_ = 0;  ///< resident before the arena was allocated
 };
 

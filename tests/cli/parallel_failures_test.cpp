@@ -101,6 +101,43 @@ TEST_F(ParallelFailures, RanksThatReadDifferentDataAreRefused) {
                    {"data error: the ranks read different data", "of other content or order"});
 }
 
+TEST_F(ParallelFailures, ADamagedShardOfOneRankIsRefused) {
+  fs::copy(folder() / "data", folder() / "bad", fs::copy_options::recursive);
+  std::string shard = test::read_file(folder() / "bad" / "train.bin");
+  shard.replace(4096, 512, 512, '\0');
+  test::write_file(folder() / "bad" / "train.bin", shard);
+  const auto begin = Clock::now();
+  const ProcessResult result =
+      train_apart("config.yaml parallel.tp=2", "config.yaml parallel.tp=2 data.train=[bad]");
+  expect_one_error(result, seconds_since(begin),
+                   {"gradus: rank 1 of 2: data error: bad/train.bin", "checksum"});
+  EXPECT_FALSE(fs::exists(run()));
+}
+
+TEST_F(ParallelFailures, AShardThatOneRankLosesInMidRunEndsAllAfterASave) {
+  fs::copy(folder() / "data", folder() / "own", fs::copy_options::recursive);
+  const std::string settings = " parallel.tp=2 train.steps=100000 eval.every=0";
+  GradusProcess process =
+      GradusProcess::shell(folder(), fmt::format("exec {0} -np 1 {1} train config.yaml{2} : "
+                                                 "-np 1 {1} train config.yaml{2} data.train=[own]",
+                                                 test::mpirun(), test::gradus_binary(), settings));
+  await_step(process, run(), 5);
+  fs::resize_file(folder() / "own" / "train.bin", 1000);
+  const auto begin = Clock::now();
+  const ProcessResult result = process.wait();
+  EXPECT_LT(seconds_since(begin), kEndOfAll);
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_EQ(count_of(result.err, "gradus: rank "), 1u) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("data error: rank 1: own/train.bin"));
+  const auto steps = list_step_folders(run() / kCheckpointsName);
+  ASSERT_EQ(steps.size(), 1u);
+  EXPECT_EQ(step_of(steps.front()), test::metrics_of(run(), "train").back().at("step"));
+
+  // With the data back, the run goes on from there.
+  const auto goal = fmt::format("train.steps={}", *step_of(steps.front()) + 2);
+  ASSERT_EQ(train(2, {"parallel.tp=2", "eval.every=0", goal}).exit_code, 0);
+}
+
 TEST_F(ParallelFailures, RanksThatFindDifferentCheckpointsAreRefused) {
   ASSERT_EQ(train(1, {"train.steps=7"}).exit_code, 0);
   const std::string metrics = test::read_file(run() / "metrics.jsonl");
