@@ -13,7 +13,18 @@ endif()
 
 find_program(GRADUS_CCACHE ccache)
 if(GRADUS_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  set(CMAKE_CXX_COMPILER_LAUNCHER "${GRADUS_CCACHE}")
+  # Where it cannot write its cache (a home that is read-only or not there), every compilation would fail.
+  set(probe "${CMAKE_BINARY_DIR}/CMakeFiles/ccache_probe.cpp")
+  file(WRITE "${probe}" "int probe;\n")
+  execute_process(COMMAND "${GRADUS_CCACHE}" "${CMAKE_CXX_COMPILER}" -c "${probe}" -o "${probe}.o"
+                  RESULT_VARIABLE ccache_failed OUTPUT_VARIABLE ccache_says
+                  ERROR_VARIABLE ccache_says OUTPUT_STRIP_TRAILING_WHITESPACE
+                  ERROR_STRIP_TRAILING_WHITESPACE)
+  if(ccache_failed)
+    message(NOTICE "Building without ccache, which says: ${ccache_says}")
+  else()
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${GRADUS_CCACHE}")
+  endif()
 endif()
 
 add_library(gradus_options INTERFACE)

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Formatting of every tracked C++ file; prints what differs and fails.
+# Formatting of every C++ file that git tracks; prints what differs and fails. Where git knows no files or there
+# is no clang-format 14, it says so instead; with --required that is a failure.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname -- "$0")/common.sh"
+cd -- "$root"
 
-git ls-files -z -- '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 clang-format --dry-run --Werror
+stop_unless_checkable formatting clang-format "$@"
+git ls-files -z -- '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 "$(clang_tool clang-format)" --dry-run --Werror
 echo "formatting: clean"

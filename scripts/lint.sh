@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
 # clang-tidy's checks (.clang-tidy) over the sources of src/. The files that Highway compiles once for each
-# instruction set are left out: the tool reads only one of the passes and takes minutes for it.
+# instruction set are left out: the tool reads only one of the passes and takes minutes for it. Where git knows
+# no files or there is no clang-tidy 14, it says so instead; with --required that is a failure.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname -- "$0")/common.sh"
+cd -- "$root"
 
-cmake --preset release >/dev/null
-mapfile -t files < <(git ls-files -- 'src/*.cpp' | xargs grep -L 'foreach_target')
+stop_unless_checkable clang-tidy clang-tidy "$@"
+mapfile -d '' files < <(git ls-files -z -- 'src/*.cpp' | xargs -0 grep -LZ 'foreach_target')
+files=("${files[@]/#/$root/}")
+
+enter_output_dir build/release
+configure release build/release
 
 # Findings go to stdout. On stderr clang-tidy counts warnings it suppressed, which is noise, but also says
 # why it could not run, so that is shown when it fails. Clang does not know all of GCC's warning options.
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
-if ! printf '%s\n' "${files[@]}" |
-  xargs -P "$(nproc)" -n 4 clang-tidy --quiet -p build/release --extra-arg=-Wno-unknown-warning-option \
-    2>"$messages"; then
+if ! printf '%s\0' "${files[@]}" |
+  xargs -0 -P "$(nproc)" -n 4 "$(clang_tool clang-tidy)" --quiet -p build/release \
+    --extra-arg=-Wno-unknown-warning-option 2>"$messages"; then
   cat "$messages" >&2
   exit 1
 fi

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What Open MPI 4 and 5 need in places they were not made for. Source it, then use "$MPIRUN":
 #
 #   . scripts/mpi_env.sh

@@ -3,14 +3,25 @@
 #   scripts/test.sh            formatting, release build, all tests
 #   scripts/test.sh asan       the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   scripts/test.sh debug      without optimisation
+# GRADUS_OUTPUT_DIR names another folder than the repository to build in.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname -- "$0")/common.sh"
 preset=${1:-release}
+case $preset in
+  release | asan | debug) ;;
+  *)
+    sed -n '3,5s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac
 
-scripts/install_dependencies.sh
-. scripts/mpi_env.sh
+bash "$root/scripts/install_dependencies.sh"
+. "$root/scripts/mpi_env.sh"
 
-if [ "$preset" = release ]; then scripts/check_style.sh; fi
-cmake --preset "$preset" >/dev/null
-cmake --build --preset "$preset"
-ctest --preset "$preset" --timeout 600 -j "$(nproc)"
+if [ "$preset" = release ]; then bash "$root/scripts/check_style.sh"; fi
+build=build/$preset
+enter_output_dir "$build"
+configure "$preset" "$build"
+cmake --build "$build"
+ctest --test-dir "$build" --output-on-failure --timeout 600 -j "$(nproc)"
