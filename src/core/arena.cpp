@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -38,6 +39,28 @@ std::string fold_numbers(const std::string& name) {
   return out;
 }
 
+MemoryError too_large(const std::string& name, DType dtype, const Shape& shape) {
+  return MemoryError(
+      "with tensor {} {} {} the run would take more bytes than 64 bits can count: make "
+      "model.layers, model.channels, model.mlp_width, model.context, model.vocab_size, "
+      "train.micro_batch or train.global_batch smaller",
+      gradus::to_string(dtype), name, gradus::to_string(shape));
+}
+
+/// Of a tensor, aligned.
+int64_t bytes_of(const std::string& name, DType dtype, const Shape& shape) {
+  const auto sizes = shape.sizes();
+  if (sizes.empty() || std::ranges::find(sizes, 0) != sizes.end()) return 0;
+  int64_t bytes = size_of(dtype);
+  for (const int64_t size : sizes) {
+    if (__builtin_mul_overflow(bytes, size, &bytes)) throw too_large(name, dtype, shape);
+  }
+  if (bytes > std::numeric_limits<int64_t>::max() - kAlignment) {
+    throw too_large(name, dtype, shape);
+  }
+  return align_up(bytes);
+}
+
 }  // namespace
 
 Lifetime Lifetime::transient(std::initializer_list<Span> spans) {
@@ -57,12 +80,18 @@ bool Lifetime::overlaps(const Lifetime& other) const {
 
 Tensor MemoryPlan::declare(std::string name, DType dtype, const Shape& shape,
                            const Lifetime& lifetime) {
-  const int64_t bytes = align_up(shape.numel() * size_of(dtype));
+  const int64_t bytes = gradus::bytes_of(name, dtype, shape);
   entries_.push_back({std::move(name), dtype, shape, lifetime, bytes});
   return Tensor(nullptr, dtype, device_, shape, entries_.back().name.c_str());
 }
 
 void MemoryPlan::lay_out() {
+  int64_t sum = 0;  // offsets stay below it
+  for (const Entry& entry : entries_) {
+    if (__builtin_add_overflow(sum, entry.bytes, &sum)) {
+      throw too_large(entry.name, entry.dtype, entry.shape);
+    }
+  }
   int64_t end = 0;
   const auto one_after_another = [&](Lifetime::Kind kind) {
     const int64_t begin = end;
@@ -166,7 +195,7 @@ Arena::Arena(std::unique_ptr<const MemoryPlan> plan, int64_t others) : plan_(std
   }
   const int64_t needed = plan_->total_bytes();
   const int64_t available = available_memory();
-  const auto too_large = [&](int64_t free) {
+  const auto refusal = [&](int64_t free) {
     return MemoryError(
         "the run needs {} ({} bytes){} and {} are available. What it would hold:\n{}",
         format_bytes(needed), needed,
@@ -176,10 +205,10 @@ Arena::Arena(std::unique_ptr<const MemoryPlan> plan, int64_t others) : plan_(std
         free < 0 ? "fewer" : format_bytes(free), plan_->table());
   };
   // Each rank sees the memory that all are after.
-  if (available >= 0 && needed > available - others) throw too_large(available);
+  if (available >= 0 && needed > available - others) throw refusal(available);
   void* memory = mmap(nullptr, static_cast<size_t>(std::max(needed, kAlignment)),
                       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw too_large(available);
+  if (memory == MAP_FAILED) throw refusal(available);
   memory_ = static_cast<std::byte*>(memory);
   // Huge pages where the kernel has them: large matrices are then walked with few TLB misses.
   madvise(memory_, static_cast<size_t>(needed), MADV_HUGEPAGE);

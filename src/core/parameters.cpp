@@ -50,18 +50,26 @@ Parameters::Parameters(std::vector<ParamSpec> specs, const Options& options)
     : options_(options), table_(std::move(specs)) {
   int last = 0;
   for (const ParamSpec& spec : table_) last = std::max(last, spec.bucket);
+  std::vector<std::vector<const ParamSpec*>> specs_of(static_cast<size_t>(last) + 1);
+  for (const ParamSpec& spec : table_) {
+    specs_of[static_cast<size_t>(spec.bucket)].push_back(&spec);
+  }
   for (int index = 0; index <= last; ++index) {
     Bucket bucket;
     bucket.name = bucket_name(index, last);
     if (!options_.holdings.empty()) {
       bucket.holding = options_.holdings.at(static_cast<size_t>(index));
     }
-    if (bucket.holding != Holding::none) lay_out(bucket, index);
+    if (bucket.holding != Holding::none) lay_out(bucket, specs_of[static_cast<size_t>(index)]);
     buckets_.push_back(std::move(bucket));
+  }
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    index_.emplace(parameters_[i].spec.name, i);
+    for (const auto& tied : parameters_[i].spec.tied) index_.emplace(tied, i);
   }
 }
 
-void Parameters::lay_out(Bucket& bucket, int index) {
+void Parameters::lay_out(Bucket& bucket, const std::vector<const ParamSpec*>& specs) {
   // Decayed before not decayed, cut before replicated; entries that are packed stay together.
   using Key = std::tuple<bool, bool>;
   for (const Key& key : {Key{true, false}, Key{true, true}, Key{false, false}, Key{false, true}}) {
@@ -69,8 +77,9 @@ void Parameters::lay_out(Bucket& bucket, int index) {
     ElementRange& range = section.range;
     range.begin = range.end = align_up(bucket.numel, kSectionAlignment);
     std::tie(section.decay, section.replicated) = key;
-    for (const ParamSpec& spec : table_) {
-      if (spec.bucket != index || Key{spec.decay, spec.cut == TpCut::none} != key) continue;
+    for (const ParamSpec* const each : specs) {
+      const ParamSpec& spec = *each;
+      if (Key{spec.decay, spec.cut == TpCut::none} != key) continue;
       Parameter parameter;
       parameter.spec = spec;
       const Shape shape = local_shape(spec, options_.tp_size);
@@ -137,13 +146,8 @@ Tensor Parameters::declare_gradients(TensorVisitor& visitor, const Bucket& bucke
 }
 
 const Parameter* Parameters::find(std::string_view name) const {
-  for (const Parameter& parameter : parameters_) {
-    if (parameter.spec.name == name) return &parameter;
-    if (std::ranges::find(parameter.spec.tied, name) != parameter.spec.tied.end()) {
-      return &parameter;
-    }
-  }
-  return nullptr;
+  const auto found = index_.find(name);
+  return found == index_.end() ? nullptr : &parameters_[found->second];
 }
 
 const Parameter& Parameters::operator[](std::string_view name) const {

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -147,12 +149,14 @@ class Parameters {
  private:
   const Parameter* find(std::string_view name) const;
 
-  void lay_out(Bucket& bucket, int index);
+  /// specs: the bucket's, in the order of the table.
+  void lay_out(Bucket& bucket, const std::vector<const ParamSpec*>& specs);
   Tensor declare_gradients(TensorVisitor& visitor, const Bucket& bucket, size_t index);
 
   Options options_;
   std::vector<ParamSpec> table_;
   std::vector<Parameter> parameters_;
+  std::map<std::string, size_t, std::less<>> index_;  ///< into parameters_, by name and tied names
   std::vector<Bucket> buckets_;
 };
 

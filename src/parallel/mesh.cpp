@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "core/counted.h"
 #include "core/error.h"
 
 namespace gradus {
@@ -51,21 +52,20 @@ MeshShape resolve_mesh(int ranks, int64_t tp, int64_t pp, int64_t cp, std::optio
     const std::string others = cp == 1 ? fmt::format("parallel.pp {}", pp)
                                        : fmt::format("parallel.pp {} × parallel.cp {}", pp, cp);
     const bool others_divide = ranks % pp == 0 && (ranks / pp) % cp == 0;
-    throw ConfigError("{} rank{} cannot be divided into parallel.tp {} × {}: use {}", ranks,
-                      ranks == 1 ? "" : "s", tp, others,
-                      others_divide
-                          ? fmt::format("tp {}", alternatives(divisors(ranks / pp / cp)))
-                          : fmt::format("factors of {} ({}) whose product divides it, or another "
-                                        "number of ranks",
-                                        ranks, alternatives(divisors(ranks))));
+    throw ConfigError(
+        "{} cannot be divided into parallel.tp {} × {}: use {}", counted(ranks, "rank"), tp, others,
+        others_divide ? fmt::format("tp {}", alternatives(divisors(ranks / pp / cp)))
+                      : fmt::format("factors of {} ({}) whose product divides it, or another "
+                                    "number of ranks",
+                                    ranks, alternatives(divisors(ranks))));
   }
   const int64_t replicas = ranks / tp / pp / cp;
   if (dp.value_or(replicas) != replicas) {
     const int64_t wanted = pp * cp * tp * *dp;
     throw ConfigError(
-        "parallel asks for pp {} × dp {} × cp {} × tp {} = {} ranks, and {} were started: use dp "
-        "{} (or auto), or start {} ranks",
-        pp, *dp, cp, tp, wanted, ranks, replicas, wanted);
+        "parallel.pp {} × parallel.dp {} × parallel.cp {} × parallel.tp {} = {} asked for, "
+        "{} started: use dp {} (or auto), or start {}",
+        pp, *dp, cp, tp, counted(wanted, "rank"), ranks, replicas, counted(wanted, "rank"));
   }
   return {static_cast<int>(pp), static_cast<int>(replicas), static_cast<int>(cp),
           static_cast<int>(tp)};
@@ -94,8 +94,8 @@ void require_divisible(const std::string& what, int64_t total, const std::string
 Mesh::Mesh(Bootstrap& bootstrap, const MeshShape& shape)
     : shape_(shape), at_(coordinates_of(shape, bootstrap.rank())) {
   if (shape.size() != bootstrap.size()) {
-    throw ConfigError("the mesh {} has {} ranks, and {} were started", to_string(shape),
-                      shape.size(), bootstrap.size());
+    throw ConfigError("the mesh {} has {}, and {} started", to_string(shape),
+                      counted(shape.size(), "rank"), bootstrap.size());
   }
   // A group's colour is the rank of its member whose coordinate is 0.
   const auto color = [&](int MeshCoordinates::*axis) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -160,6 +161,30 @@ TEST(MemoryPlan, RandomTransientsNeverOverlapAndStayNearTheBoundFromBelow) {
     ratios += ratio;
   }
   EXPECT_LE(ratios / kInstances, 1.05);
+}
+
+TEST(MemoryPlan, SizesThat64BitsCannotCountAreRefused) {
+  constexpr int64_t kLarge = int64_t{1} << 40;
+  const auto refused = [](const std::vector<Shape>& shapes) {
+    MemoryPlan plan(Device::cpu);
+    try {
+      for (const Shape& shape : shapes) {
+        plan.declare("weights", DType::fp32, shape, Lifetime::persistent());
+      }
+      plan.lay_out();
+    } catch (const MemoryError& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr("with tensor fp32 weights ("));
+      EXPECT_THAT(error.what(), testing::HasSubstr("64 bits"));
+      return true;
+    }
+    return false;
+  };
+  EXPECT_TRUE(refused({{kLarge, kLarge}}));  // 2⁸² bytes: 2⁸⁰ elements are 0 in 64 bits
+  EXPECT_TRUE(refused({{kLarge, int64_t{1} << 21}}));                 // 2⁶³ bytes
+  EXPECT_TRUE(refused({{std::numeric_limits<int64_t>::max() / 4}}));  // their alignment
+  EXPECT_FALSE(refused({{kLarge, int64_t{1} << 20}}));                // 2⁶² bytes
+  EXPECT_TRUE(refused({{kLarge, int64_t{1} << 20}, {kLarge, int64_t{1} << 20}}));
+  EXPECT_FALSE(refused({{kLarge, kLarge, 0}}));
 }
 
 TEST(MemoryPlan, TableFoldsLayersAndShowsEveryPart) {

@@ -41,8 +41,8 @@ TEST(MeshShape, RefusalsSpellOutTheArithmeticAndTheWaysOut) {
             "factors of 8 (1, 2, 4 or 8) "
             "whose product divides it, or another number of ranks");
   EXPECT_EQ(refusal(8, 2, 1, 1, 3),
-            "parallel asks for pp 1 × dp 3 × cp 1 × tp 2 = 6 ranks, and 8 were started: use dp 4 "
-            "(or auto), or start 6 ranks");
+            "parallel.pp 1 × parallel.dp 3 × parallel.cp 1 × parallel.tp 2 = 6 ranks asked "
+            "for, 8 started: use dp 4 (or auto), or start 6 ranks");
   EXPECT_EQ(refusal(8, 0, 1, 1, std::nullopt), "parallel.tp is 0, and must be at least 1");
   EXPECT_EQ(refusal(8, 1, 1, 1, -1), "parallel.dp is -1, and must be at least 1");
 }
