@@ -50,10 +50,11 @@ def main():
         work = pathlib.Path(folder)
         settings = [f"train.steps={a.steps}", f"seed={a.seed}"]
         run([a.gradus, "bench", "batches", CONFIG, *settings, "--out", work / "train.bin"])
-        run([a.gradus, "bench", "batches", CONFIG, *settings, "train.steps=20", "--val",
-             "optim.warmup_steps=1", "--out", work / "val.bin"])
+        run([a.gradus, "bench", "batches", CONFIG, *settings, "--steps", 20, "--val",
+             "--out", work / "val.bin"])
 
-        _, gradus_wall = run([a.gradus, "train", CONFIG, *settings, f"run.dir={work / 'run'}"])
+        _, gradus_wall = run([a.gradus, "train", CONFIG, *settings, f"eval.tokens={20 * 12 * 64}",
+                               f"run.dir={work / 'run'}"])
         metrics = [json.loads(line) for line in (work / "run/metrics.jsonl").read_text().splitlines()]
         ours, ours_eval = last(metrics, "train"), last(metrics, "eval")
 

@@ -14,7 +14,8 @@ Generator::Generator(const std::filesystem::path& path, Executor& x, TensorParal
                      std::vector<std::string>& refused)
     : x_(x) {
   const Checkpoint checkpoint = open_checkpoint(path, refused, CheckpointUse::inference);
-  const Config config = load_config(checkpoint.path() / "config.yaml");
+  const Config config = load_saved_config(checkpoint.file("config.yaml"),
+                                          (checkpoint.path() / "config.yaml").string());
   tokenizer_ = parse_tokenizer(checkpoint.file("tokenizer.json"),
                                (checkpoint.path() / "tokenizer.json").string());
   step_ = checkpoint.step();

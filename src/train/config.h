@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -88,9 +90,16 @@ struct CheckpointConfig {
   bool operator==(const CheckpointConfig&) const = default;
 };
 
+/// How much text an evaluation reads; nullopt is written `all`.
+struct EvalTokens {
+  std::optional<int64_t> count = std::nullopt;
+
+  bool operator==(const EvalTokens&) const = default;
+};
+
 struct EvalConfig {
   int64_t every = 250;
-  int64_t batches = 50;
+  EvalTokens tokens = {32768};
 
   bool operator==(const EvalConfig&) const = default;
 };
@@ -119,10 +128,25 @@ struct Config {
   bool operator==(const Config&) const = default;
 };
 
+/// Where keys got their values, by dotted key: "file:line" or "command line". Without those that
+/// have their defaults.
+using ConfigPlaces = std::map<std::string, std::string, std::less<>>;
+
 /// Reads `file`, what it inherits by `base:`, and then the overrides `section.key=VALUE` in their
 /// order (a later one wins). Throws one ConfigError that lists every problem of all of them, each
-/// with its place (file:line or "command line"), full key, what was found and what was expected.
-Config load_config(const std::filesystem::path& file, std::span<const std::string> overrides = {});
+/// with its place (file:line or "command line"), full key, what was found and what was expected: a
+/// UsageError where all lie on the command line. places: where to, if anywhere.
+Config load_config(const std::filesystem::path& file, std::span<const std::string> overrides = {},
+                   ConfigPlaces* places = nullptr);
+
+/// A line for each key that a message names and that has a place, each after a line break. For
+/// problems that show only after loading, on so many ranks or with such data.
+std::string places_of_keys(std::string_view message, const ConfigPlaces& places);
+
+/// Reads what to_yaml wrote, in this version or an older one, whose keys are translated. text: the
+/// whole file; name: what problems call it. Nothing else is read: `base` is refused. Throws as
+/// load_config.
+Config load_saved_config(const std::string& text, const std::string& name);
 
 /// The checks of load_config for a Config put together in code: ranges, contradictions between
 /// keys, and what this build does not implement. Throws one ConfigError with every problem.

@@ -198,6 +198,14 @@ class ContradictionCheck {
                                  activations, real(kMostElements)));
       }
     }
+    if (const Keys keys{"train.global_batch", "model.context"}; valid(keys)) {
+      const double tokens = real(c_.train.global_batch) * real(m.context);
+      if (tokens > real(kMostElements)) {
+        report(keys,
+               fmt::format("a step has about {:.1e} tokens: sizes above {:.0e} are not supported",
+                           tokens, real(kMostElements)));
+      }
+    }
     if (const Keys keys{"train.steps", "train.global_batch", "model.context"}; valid(keys)) {
       const double tokens = real(c_.train.steps) * real(c_.train.global_batch) * real(m.context);
       if (tokens > 9e18) {

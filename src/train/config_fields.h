@@ -16,7 +16,7 @@ inline constexpr auto kFields<RunConfig> = std::tuple{
 
 template <>
 inline constexpr auto kFields<ModelConfig> = std::tuple{
-    Field{"layers", &ModelConfig::layers, at_least(1), "Transformer blocks (L)."},
+    Field{"layers", &ModelConfig::layers, between(1, 100000), "Transformer blocks (L)."},
     Field{"channels", &ModelConfig::channels, at_least(1),
           "Width of the residual stream (C); a multiple of `model.heads`."},
     Field{"heads", &ModelConfig::heads, at_least(1),
@@ -37,8 +37,11 @@ inline constexpr auto kFields<ModelConfig> = std::tuple{
           "`flash` keeps O(T) memory by an online softmax and recomputes in backward; `plain` "
           "holds the T × T weights. Same result within rounding."},
     // Token ids are int32.
-    Field{"vocab_size", &ModelConfig::vocab_size, between(1, 2147483647),
-          "Tokens the model knows (V), before padding; auto: the size of the data's tokenizer."},
+    Field{
+        "vocab_size", &ModelConfig::vocab_size, between(1, 2147483647),
+        "Tokens the model knows (V), before padding; auto: the size of the data's tokenizer. More "
+        "than 128 × `parallel.tp` and a quarter above that is warned of: such rows are trained "
+        "for nothing."},
 };
 
 template <>
@@ -131,8 +134,10 @@ inline constexpr auto kFields<CheckpointConfig> = std::tuple{
 template <>
 inline constexpr auto kFields<EvalConfig> = std::tuple{
     Field{"every", &EvalConfig::every, at_least(0), "Steps between evaluations; 0: never."},
-    Field{"batches", &EvalConfig::batches, at_least(1),
-          "Batches of `train.micro_batch` sequences in one evaluation."},
+    Field{"tokens", &EvalConfig::tokens, at_least(1),
+          "Tokens of validation text in one evaluation, from its beginning on, rounded up to whole "
+          "sequences of `model.context`; all: the whole text. The same text whatever the batches "
+          "and the layout."},
 };
 
 template <>

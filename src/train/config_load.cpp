@@ -2,14 +2,15 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
-#include <set>
+#include <cctype>
 #include <utility>
 
+#include "core/counted.h"
 #include "train/config_check.h"
 #include "train/config_fields.h"
 #include "train/config_nearest.h"
+#include "train/config_override.h"
+#include "train/config_text.h"
 #include "train/config_value.h"
 #include "train/config_yaml.h"
 
@@ -23,16 +24,73 @@ struct Origin {
   std::string file;
 
   std::string place(int line) const {
-    return file.empty() ? "command line" : fmt::format("{}:{}", file, line);
+    return file.empty() ? std::string(kCommandLine) : fmt::format("{}:{}", file, line);
   }
 };
 
 int line_of(const YAML::Node& node) { return node.Mark().line + 1; }
 
+constexpr size_t kMostBases = 16;
+constexpr int kDeepestKey = 8;  // more than any key is
+constexpr size_t kLongestQuote = 80;
+constexpr size_t kLongestPath = 400;
+
+/// Who wrote what is read.
+enum class Writer : uint8_t {
+  user,
+  program,  ///< to_yaml, in this version or an older one
+};
+
+/// A key that there was once: batches of train.micro_batch sequences, which made the text that is
+/// evaluated depend on how it is cut.
+constexpr std::string_view kEvalBatches = "eval.batches";
+
+/// One place that gives it.
+struct EvalBatches {
+  std::string place;
+  std::optional<int64_t> batches;  ///< nullopt: no integer of at least 1
+
+  /// eval.tokens that reads as much; nullopt where that does not fit in 64 bits.
+  std::optional<int64_t> tokens(const Config& config) const {
+    int64_t product = batches.value_or(0);
+    if (__builtin_mul_overflow(product, config.train.micro_batch, &product) ||
+        __builtin_mul_overflow(product, config.model.context, &product) || product < 1) {
+      return std::nullopt;
+    }
+    return product;
+  }
+};
+
+/// What a shell would have replaced.
+bool is_shell_notation(std::string_view text) {
+  if (text.starts_with("~/")) return true;
+  const size_t dollar = text.find('$');
+  if (dollar == text.npos || dollar + 1 == text.size()) return false;
+  const char next = text[dollar + 1];
+  return next == '{' || next == '(' || next == '_' ||
+         std::isalpha(static_cast<unsigned char>(next)) != 0;
+}
+
+std::vector<std::string> texts_of(const std::string& value) { return {value}; }
+std::vector<std::string> texts_of(const std::vector<std::string>& value) { return value; }
+std::vector<std::string> texts_of(const Resume& value) { return {value.path}; }
+template <typename T>
+std::vector<std::string> texts_of(const T&) {
+  return {};
+}
+
 /// Lays one YAML tree after another over the defaults.
 class Loader {
  public:
+  explicit Loader(Writer writer) : writer_(writer) {}
+
   void add_file(const fs::path& path) { add_file(path, ""); }
+
+  void add_text(const std::string& text, const std::string& name) {
+    if (const std::optional<YAML::Node> root = parse_text(text, name)) {
+      read_section(*root, "", config_, Origin{name});
+    }
+  }
 
   /// text: section.key=VALUE
   void add_override(const std::string& text) {
@@ -40,12 +98,18 @@ class Loader {
     const std::string key = text.substr(0, equals);
     if (equals == text.npos || key.empty() || key.front() == '.' || key.back() == '.' ||
         key.find("..") != key.npos) {
-      problems_.add("command line", "",
-                    fmt::format("found '{}', expected section.key=VALUE", text));
+      const std::string hint = override_hint(text, known_);
+      problems_.add(kCommandLine, "",
+                    fmt::format("found '{}', expected section.key=VALUE{}{}", text,
+                                hint.empty() ? "" : "; ", hint));
       return;
     }
     if (key == "base") {
-      problems_.add("command line", key, "can only be given in a file");
+      problems_.add(kCommandLine, key, "can only be given in a file");
+      return;
+    }
+    if (std::ranges::count(key, '.') > kDeepestKey) {
+      report_unknown(key, "", std::string(kCommandLine));
       return;
     }
     YAML::Node tree;
@@ -61,8 +125,18 @@ class Loader {
     read_section(tree, "", config_, Origin{});
   }
 
+  ConfigPlaces places() const {
+    ConfigPlaces places;
+    for (const auto& [key, state] : states_) {
+      if (!state.place.empty()) places.emplace(key, state.place);
+    }
+    return places;
+  }
+
   Config finish() {
     check_ranges(config_, states_, problems_);
+    for (const EvalBatches& old : eval_batches_) replace(old);
+    if (writer_ == Writer::user) refuse_shell_notation();
     // Half a configuration contradicts itself in ways that its author did not.
     if (complete_) check_contradictions(config_, states_, problems_);
     problems_.throw_if_any();
@@ -73,6 +147,12 @@ class Loader {
   /// named_at: the place of the `base` that names the file; empty for the first.
   void add_file(const fs::path& path, const std::string& named_at) {
     const Origin origin{path.string()};
+    if (open_files_.size() == kMostBases) {
+      problems_.add(named_at, "base",
+                    fmt::format("more than {} files inherit from each other", kMostBases));
+      complete_ = false;
+      return;
+    }
     std::error_code failed;
     fs::path identity = fs::weakly_canonical(path, failed);
     if (failed) identity = path;  // reading it will say why
@@ -98,25 +178,30 @@ class Loader {
 
   /// nullopt: a problem was added.
   std::optional<YAML::Node> parse_file(const fs::path& path, const std::string& named_at) {
-    const std::string place = named_at.empty() ? path.string() : named_at;
-    const std::string key = named_at.empty() ? "" : "base";
-    std::error_code ignored;
-    std::ifstream in(path, std::ios::binary);
-    if (!in || fs::is_directory(path, ignored)) {
-      problems_.add(place, key,
-                    fmt::format("cannot read the file {}: {}", path.string(),
-                                !fs::exists(path, ignored)        ? "it does not exist"
-                                : fs::is_directory(path, ignored) ? "it is a folder"
-                                                                  : "permission denied"));
+    std::string text;
+    if (const std::optional<std::string> problem = read_config_text(path, text)) {
+      problems_.add(named_at.empty() ? path.string() : named_at, named_at.empty() ? "" : "base",
+                    fmt::format("cannot read the file {}: {}",
+                                shortened(path.string(), kLongestPath), *problem));
       return std::nullopt;
     }
-    const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+    return parse_text(text, path.string());
+  }
+
+  /// nullopt: a problem was added.
+  std::optional<YAML::Node> parse_text(const std::string& text, const std::string& name) {
+    const Origin origin{name};
+    if (const std::optional<TextProblem> problem = find_text_problem(text)) {
+      problems_.add(origin.place(problem->line), "", problem->message);
+      return std::nullopt;
+    }
     try {
       return parse_yaml(text);
     } catch (const YAML::Exception& e) {
-      const Origin origin{path.string()};
+      const bool tab = e.mark.column >= 0 && begins_with_tab(text, e.mark.line);
       problems_.add(e.mark.is_null() ? origin.file : origin.place(e.mark.line + 1), "",
-                    fmt::format("not valid YAML: {} (column {})", e.msg, e.mark.column + 1));
+                    fmt::format("not valid YAML: {} (column {}){}", e.msg, e.mark.column + 1,
+                                tab ? "; YAML is indented by spaces, not by tabs" : ""));
       return std::nullopt;
     }
   }
@@ -126,7 +211,10 @@ class Loader {
       value.reset(parse_yaml(text));
       return true;
     } catch (const YAML::Exception& e) {
-      problems_.add("command line", key, fmt::format("'{}' is not valid YAML: {}", text, e.msg));
+      const bool open = text.starts_with('[') || text.starts_with('{');
+      problems_.add(kCommandLine, key,
+                    fmt::format("'{}' is not valid YAML: {}{}", shortened(text, kLongestQuote),
+                                e.msg, open ? "; a list with spaces needs quotes in a shell" : ""));
       return false;
     }
   }
@@ -175,14 +263,21 @@ class Loader {
                                                         first->second));
         continue;
       }
-      if (prefix.empty() && key == "base" && !origin.file.empty()) continue;  // add_base read it
+      if (prefix.empty() && key == "base" && writer_ == Writer::user && !origin.file.empty()) {
+        continue;  // add_base read it
+      }
       bool known = false;
       for_each_field(section, [&](const auto& field, auto& value) {
         if (field.key != key) return;
         known = true;
         read_field(pair.second, dotted, field, value, origin, line);
       });
-      if (!known) report_unknown(dotted, prefix, origin.place(line));
+      if (known) continue;
+      if (dotted == kEvalBatches) {
+        note_eval_batches(pair.second, origin.place(line));
+      } else {
+        report_unknown(dotted, prefix, origin.place(line));
+      }
     }
   }
 
@@ -191,7 +286,7 @@ class Loader {
                   const Origin& origin, int line) {
     if constexpr (kIsSection<T>) {
       if (node.IsNull() && origin.file.empty()) {
-        problems_.add("command line", dotted, "found nothing, expected a section of keys");
+        problems_.add(kCommandLine, dotted, "found nothing, expected a section of keys");
       } else {
         read_section(node, dotted, value, origin);
       }
@@ -208,13 +303,54 @@ class Loader {
       std::string message =
           fmt::format("found {}, expected {}", misread->found, expectation(value, field.range));
       if (!misread->hint.empty()) message += "; " + misread->hint;
+      if (node.IsNull() && origin.file.empty()) message += "; is a variable of the shell empty?";
       problems_.add(origin.place(misread->line > 0 ? misread->line : line), dotted, message);
+    }
+  }
+
+  /// A run would make a folder called $HOME.
+  void refuse_shell_notation() {
+    for_each_value(config_, "", [&](const std::string& key, const auto&, const auto& value) {
+      for (const std::string& text : texts_of(value)) {
+        if (!is_shell_notation(text)) continue;
+        problems_.add(states_.at(key).place, key,
+                      fmt::format("found '{}': ~ and variables are not replaced here; write the "
+                                  "path out",
+                                  shortened(text, kLongestQuote)));
+      }
+    });
+  }
+
+  void note_eval_batches(const YAML::Node& node, const std::string& place) {
+    int64_t batches = 0;
+    const bool read = !read_value(node, batches) && batches >= 1;
+    eval_batches_.push_back({place, read ? std::optional(batches) : std::nullopt});
+  }
+
+  /// Says what to write for the key of old, or, in what an older version saved, takes it for that.
+  void replace(const EvalBatches& old) {
+    const bool known = states_.at("train.micro_batch").valid && states_.at("model.context").valid;
+    const std::optional<int64_t> tokens = known ? old.tokens(config_) : std::nullopt;
+    if (!tokens) {
+      problems_.add(old.place, kEvalBatches,
+                    "is now eval.tokens: write the batches × train.micro_batch × model.context, or "
+                    "all");
+    } else if (writer_ == Writer::program) {
+      config_.eval.tokens.count = tokens;
+    } else {
+      problems_.add(old.place, kEvalBatches,
+                    fmt::format("{} is now eval.tokens: {} ({} of micro_batch {} × context "
+                                "{} tokens)",
+                                *old.batches, *tokens, counted(*old.batches, "batch"),
+                                config_.train.micro_batch, config_.model.context));
     }
   }
 
   void report_unknown(const std::string& dotted, const std::string& prefix,
                       const std::string& place) {
-    const std::string nearest = nearest_key(dotted, known_);
+    // Nobody mistypes a key to one of another length altogether.
+    const bool plausible = dotted.size() <= kLongestQuote;
+    const std::string nearest = plausible ? nearest_key(dotted, known_) : "";
     if (!nearest.empty()) {
       invalidate(nearest);
       problems_.add(place, dotted,
@@ -243,7 +379,9 @@ class Loader {
     }
   }
 
+  Writer writer_;
   Config config_;
+  std::vector<EvalBatches> eval_batches_;
   KeyStates states_ = default_key_states();
   ConfigProblems problems_;
   std::vector<std::string> known_ = known_keys();
@@ -253,10 +391,33 @@ class Loader {
 
 }  // namespace
 
-Config load_config(const fs::path& file, std::span<const std::string> overrides) {
-  Loader loader;
+Config load_config(const fs::path& file, std::span<const std::string> overrides,
+                   ConfigPlaces* places) {
+  Loader loader(Writer::user);
   loader.add_file(file);
   for (const std::string& text : overrides) loader.add_override(text);
+  Config config = loader.finish();
+  if (places != nullptr) *places = loader.places();
+  return config;
+}
+
+std::string places_of_keys(std::string_view message, const ConfigPlaces& places) {
+  const auto continues = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '_';
+  };
+  std::string lines;
+  for (const auto& [key, place] : places) {
+    const size_t at = message.find(key);
+    const size_t end = at + key.size();
+    if (at == message.npos || (end < message.size() && continues(message[end]))) continue;
+    lines += fmt::format("\n  {}: {}", key, place);
+  }
+  return lines;
+}
+
+Config load_saved_config(const std::string& text, const std::string& name) {
+  Loader loader(Writer::program);
+  loader.add_text(text, name);
   return loader.finish();
 }
 

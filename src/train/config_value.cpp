@@ -3,68 +3,34 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <string_view>
-#include <system_error>
+#include <utility>
+
+#include "train/config_text.h"
+#include "train/number_text.h"
 
 namespace gradus {
 namespace {
-
-bool is_continuation(char byte) { return (static_cast<unsigned char>(byte) & 0xc0) == 0x80; }
-
-/// Well-formed by RFC 3629. yaml-cpp passes other bytes through, and JSON cannot hold them.
-bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const auto lead = static_cast<unsigned char>(text[0]);
-    const size_t length = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-    if ((lead >= 0x80 && lead < 0xc2) || lead > 0xf4 || text.size() < length) return false;
-    const std::string_view tail = text.substr(1, length - 1);
-    if (!std::all_of(tail.begin(), tail.end(), is_continuation)) return false;
-    // Overlong forms, surrogates and what lies beyond U+10FFFF show in the second byte.
-    const auto second = static_cast<unsigned char>(length > 2 ? text[1] : 0);
-    if ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) ||
-        (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f)) {
-      return false;
-    }
-    text.remove_prefix(length);
-  }
-  return true;
-}
 
 /// YAML marks a quoted scalar with the non-specific tag "!".
 bool is_text_by_tag(const YAML::Node& node) {
   return node.Tag() == "!" || node.Tag() == "tag:yaml.org,2002:str";
 }
 
-/// std::from_chars over the whole text, which unlike it may begin with a plus sign.
-template <typename T>
-std::errc parse_whole(std::string_view text, T& value) {
-  if (text.starts_with('+') && !text.starts_with("+-")) text.remove_prefix(1);
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{}) return error;
-  return end == text.data() + text.size() ? std::errc{} : std::errc::invalid_argument;
-}
-
-/// 010 is eight to YAML 1.1 and ten to YAML 1.2 and to most people: refused.
-bool has_leading_zero(std::string_view text) {
-  if (text.starts_with('+') || text.starts_with('-')) text.remove_prefix(1);
-  return text.size() > 1 && text[0] == '0' && text.find_first_not_of("0123456789") == text.npos;
-}
-
-std::string integer_hint(std::string_view text) {
-  int64_t integer = 0;
-  std::string digits(text);
-  std::erase(digits, '_');
-  if (digits.size() != text.size() && parse_whole(digits, integer) == std::errc{}) {
-    return fmt::format("write {}, without underscores", integer);
+/// read: read_integer or read_number.
+template <typename T, typename Read>
+ReadResult read_scalar(const YAML::Node& node, T& value, Read&& read) {
+  Misread misread{.found = describe(node)};
+  if (!node.IsScalar()) return misread;
+  if (std::optional<std::string> hint = read(node.Scalar(), value)) {
+    misread.hint = std::move(*hint);
+  } else if (is_text_by_tag(node)) {
+    misread.hint = "remove the quotes";
+  } else {
+    return std::nullopt;
   }
-  double number = 0;
-  if (parse_whole(text, number) != std::errc{} || !std::isfinite(number)) return {};
-  if (number == std::trunc(number) && std::abs(number) < 9007199254740992.0) {  // 2⁵³
-    return fmt::format("write {}, without fraction or exponent", static_cast<int64_t>(number));
-  }
-  return {};
+  return misread;
 }
 
 /// As a double-quoted YAML scalar, with its escapes.
@@ -101,11 +67,7 @@ std::string describe(const YAML::Node& node) {
   if (node.IsMap()) return "a section";
   if (!node.IsScalar()) return "nothing";
   constexpr size_t kLongest = 60;
-  const std::string& text = node.Scalar();
-  if (text.size() <= kLongest) return fmt::format("'{}'", text);
-  size_t length = kLongest;
-  while (length > 0 && is_continuation(text[length])) --length;  // not within a character
-  return fmt::format("'{}…'", std::string_view(text).substr(0, length));
+  return fmt::format("'{}'", shortened(node.Scalar(), kLongest));
 }
 
 std::optional<std::string> plain_text(const YAML::Node& node) {
@@ -114,43 +76,11 @@ std::optional<std::string> plain_text(const YAML::Node& node) {
 }
 
 ReadResult read_value(const YAML::Node& node, int64_t& value) {
-  Misread misread{.found = describe(node)};
-  if (!node.IsScalar()) return misread;
-  const std::string& text = node.Scalar();
-  const std::errc error = parse_whole(text, value);
-  if (error == std::errc::result_out_of_range) {
-    misread.hint = "it does not fit in 64 bits";
-  } else if (error != std::errc{}) {
-    misread.hint = integer_hint(text);
-  } else if (has_leading_zero(text)) {
-    misread.hint = "write it without leading zeros";
-  } else if (is_text_by_tag(node)) {
-    misread.hint = "remove the quotes";
-  } else {
-    return std::nullopt;
-  }
-  return misread;
+  return read_scalar(node, value, read_integer);
 }
 
 ReadResult read_value(const YAML::Node& node, double& value) {
-  Misread misread{.found = describe(node)};
-  if (!node.IsScalar()) return misread;
-  const std::string& text = node.Scalar();
-  const std::errc error = parse_whole(text, value);
-  if (error == std::errc::result_out_of_range) {
-    misread.hint = "it does not fit in a double";
-  } else if (error != std::errc{}) {
-    if (text.ends_with(".inf") || text == ".nan") misread.hint = "it must be finite";
-  } else if (!std::isfinite(value)) {
-    misread.hint = "it must be finite";
-  } else if (has_leading_zero(text)) {
-    misread.hint = "write it without leading zeros";
-  } else if (is_text_by_tag(node)) {
-    misread.hint = "remove the quotes";
-  } else {
-    return std::nullopt;
-  }
-  return misread;
+  return read_scalar(node, value, read_number);
 }
 
 ReadResult read_value(const YAML::Node& node, bool& value) {
@@ -166,6 +96,9 @@ ReadResult read_value(const YAML::Node& node, std::string& value) {
   if (!node.IsScalar() || node.Scalar().empty()) return Misread{.found = describe(node)};
   if (!is_utf8(node.Scalar())) {
     return Misread{.found = describe(node), .hint = "it is not valid UTF-8"};
+  }
+  if (node.Scalar().find('\0') != std::string::npos) {
+    return Misread{.found = describe(node), .hint = "it has a NUL, at which a path would end"};
   }
   value = node.Scalar();
   return std::nullopt;
@@ -203,6 +136,17 @@ ReadResult read_value(const YAML::Node& node, Resume& value) {
   return std::nullopt;
 }
 
+ReadResult read_value(const YAML::Node& node, EvalTokens& value) {
+  if (plain_text(node) == "all") {
+    value.count.reset();
+    return std::nullopt;
+  }
+  int64_t count = 0;
+  ReadResult result = read_value(node, count);
+  if (!result) value.count = count;
+  return result;
+}
+
 std::string write_value(int64_t value) { return fmt::format("{}", value); }
 
 std::string write_value(double value) {
@@ -236,6 +180,10 @@ std::string write_value(const Resume& value) {
       break;
   }
   return write_value(value.path);
+}
+
+std::string write_value(const EvalTokens& value) {
+  return value.count ? write_value(*value.count) : "all";
 }
 
 std::string range_text(const Range& range) {

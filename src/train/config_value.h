@@ -36,6 +36,7 @@ ReadResult read_value(const YAML::Node& node, bool& value);
 ReadResult read_value(const YAML::Node& node, std::string& value);
 ReadResult read_value(const YAML::Node& node, std::vector<std::string>& value);
 ReadResult read_value(const YAML::Node& node, Resume& value);
+ReadResult read_value(const YAML::Node& node, EvalTokens& value);
 
 std::string write_value(int64_t value);
 std::string write_value(double value);
@@ -43,6 +44,7 @@ std::string write_value(bool value);
 std::string write_value(const std::string& value);
 std::string write_value(const std::vector<std::string>& value);
 std::string write_value(const Resume& value);
+std::string write_value(const EvalTokens& value);
 
 inline std::string type_text(int64_t) { return "an integer"; }
 inline std::string type_text(double) { return "a number"; }
@@ -50,6 +52,7 @@ inline std::string type_text(bool) { return "true or false"; }
 inline std::string type_text(const std::string&) { return "text"; }
 inline std::string type_text(const std::vector<std::string>&) { return "a list of text"; }
 inline std::string type_text(const Resume&) { return "auto, never or a path"; }
+inline std::string type_text(const EvalTokens&) { return "all or an integer"; }
 
 /// The range in words, with a leading space; empty when everything is allowed.
 std::string range_text(const Range& range);
@@ -124,6 +127,8 @@ bool in_range(const T& value, const Range& range) {
     return !value.empty();
   } else if constexpr (std::same_as<T, Resume>) {
     return value.mode != Resume::Mode::from_path || !value.path.empty();
+  } else if constexpr (std::same_as<T, EvalTokens>) {
+    return in_range(value.count, range);
   } else if constexpr (requires { value.has_value(); }) {
     return !value || in_range(*value, range);
   } else {

@@ -50,11 +50,13 @@ constexpr std::string_view kIntroduction = R"(# Configuration
 A run is described by one YAML file. Every key has a default, so a file says only what differs.
 
 - `base: FILE` at the top level inherits another file, found relative to the one that names it. Sections
-  are merged key by key, a list replaces the inherited list. Bases may have bases.
+  are merged key by key, a list replaces the inherited list. Bases may have bases, 16 files at most.
+- A configuration is a regular file of UTF-8 text, of at most 1 MiB.
 - `gradus train CONFIG section.key=VALUE …` overrides keys. VALUE is read as YAML: `data.train=[a,b]` is
   a list. A later override of the same key wins.
 - All problems are reported at once, each with file and line (or "command line"), key, what was found
   and what was expected.
+- Problems of the command line alone end with exit code 2, all others with 1.
 - Types are strict: `1.0e3` is not an integer, `"4"` is text, booleans are `true` and `false`.
 - Paths are relative to the folder the program is started in.
 

@@ -1,5 +1,6 @@
 #include "train/config_yaml.h"
 
+#include <fmt/format.h>
 #include <yaml-cpp/eventhandler.h>
 
 #include <sstream>
@@ -7,7 +8,12 @@
 namespace gradus {
 namespace {
 
-/// Notes where the last document starts and drops everything else.
+/// A configuration has two levels and a list. The parser and whoever walks its tree call themselves
+/// for every level.
+constexpr int kDeepest = 32;
+
+/// Notes where the last document starts, refuses what is nested too deeply, and drops everything
+/// else.
 class DocumentStart : public YAML::EventHandler {
  public:
   const YAML::Mark& mark() const { return mark_; }
@@ -18,15 +24,27 @@ class DocumentStart : public YAML::EventHandler {
   void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
   void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
                 const std::string&) override {}
-  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
-                       YAML::EmitterStyle::value) override {}
-  void OnSequenceEnd() override {}
-  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
-                  YAML::EmitterStyle::value) override {}
-  void OnMapEnd() override {}
+  void OnSequenceStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {
+    enter(mark);
+  }
+  void OnSequenceEnd() override { --depth_; }
+  void OnMapStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {
+    enter(mark);
+  }
+  void OnMapEnd() override { --depth_; }
 
  private:
+  void enter(const YAML::Mark& mark) {
+    if (++depth_ > kDeepest) {
+      throw YAML::ParserException(
+          mark, fmt::format("lists and sections are nested more than {} deep", kDeepest));
+    }
+  }
+
   YAML::Mark mark_;
+  int depth_ = 0;
 };
 
 }  // namespace

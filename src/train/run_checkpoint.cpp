@@ -171,7 +171,8 @@ std::vector<std::string> check_run(const Checkpoint& checkpoint, const Config& c
                                    const Tokenizer& tokenizer) {
   std::vector<std::string> problems;
   std::vector<std::string> changed;
-  const Config saved = load_config(checkpoint.path() / "config.yaml");
+  const Config saved = load_saved_config(checkpoint.file("config.yaml"),
+                                         (checkpoint.path() / "config.yaml").string());
   for (const ConfigDifference& difference : config_differences(saved, config)) {
     const std::string line =
         fmt::format("{}: {} -> {}", difference.key, difference.a, difference.b);

@@ -4,6 +4,7 @@
 #include <iterator>
 #include <vector>
 
+#include "core/counted.h"
 #include "core/error.h"
 #include "data/dataset.h"
 
@@ -37,8 +38,8 @@ void open_validation(const Config& config, RunData& data) {
         paths.push_back(path);
       } else {
         data.no_val =
-            fmt::format("the validation text of {} has {} tokens, fewer than a sequence of {}",
-                        path.string(), tokens, config.model.context + 1);
+            fmt::format("the validation text of {} has {}, fewer than a sequence of {}",
+                        path.string(), counted(tokens, "token"), config.model.context + 1);
       }
     }
     if (paths.empty() && data.no_val.empty()) {
@@ -79,13 +80,34 @@ RunData RunData::open(const Config& config) {
   }
   const int64_t V = data.tokenizer->vocab_size();
   if (config.model.vocab_size && *config.model.vocab_size < V) {
-    throw ConfigError("model.vocab_size {} is below the {} tokens of {}: use auto or at least {}",
-                      *config.model.vocab_size, V, config.data.train.front(), V);
+    throw ConfigError("model.vocab_size {} is below the {} of {}: use auto or at least {}",
+                      *config.model.vocab_size, counted(V, "token"), config.data.train.front(), V);
   }
   std::vector<const TokenShard*> shards = data.train.shards();
   if (data.val) std::ranges::copy(data.val->shards(), std::back_inserter(shards));
   data.verification = std::make_unique<ShardVerification>(std::move(shards));
+  data.large_vocabulary = vocabulary_warning(config, *data.tokenizer);
   return data;
+}
+
+std::string vocabulary_warning(const Config& config, const Tokenizer& tokenizer) {
+  constexpr int64_t kPadding = 128;
+  const int64_t V = tokenizer.vocab_size();
+  const int64_t asked = config.model.vocab_size.value_or(V);
+  const int64_t spare = std::max(kPadding * config.parallel.tp, V / 4);
+  if (asked - V <= spare) return {};
+  return fmt::format(
+      "model.vocab_size {} is far above the {} of {}: the other {} are trained for nothing; "
+      "write auto, or {} to {} with room or padding",
+      asked, counted(V, "token"), config.data.train.front(), asked - V, V, V + spare);
+}
+
+std::string vocabulary_warning(const Config& config) {
+  const std::filesystem::path folder = config.data.train.front();
+  std::error_code error;
+  if (!config.model.vocab_size || !std::filesystem::exists(tokenizer_path(folder), error))
+    return {};
+  return vocabulary_warning(config, *load_dataset_tokenizer(folder));
 }
 
 int64_t run_vocabulary(const Config& config) {

@@ -111,30 +111,32 @@ std::string Stepper::find_nonfinite() {
   return "every tensor of the step is finite: the sum of squares of the gradients overflowed";
 }
 
-/// Fills the first micro-batch with batch number `batch`.
-void Stepper::read_evaluation_batch(const Loader& loader, int64_t batch) {
+/// Fills the first micro-batch with batch number `batch` of the first `samples` samples; what is
+/// beyond them counts for nothing.
+void Stepper::read_evaluation_batch(const Loader& loader, int64_t batch, int64_t samples) {
   const Sizes& sizes = model_.gpt().sizes();
   const auto tokens = span_of(model_.tokens().slice(0, 0, sizes.B));
   const auto targets = span_of(model_.targets().slice(0, 0, sizes.B));
-  const int64_t count = std::min(sizes.B, loader.samples_per_epoch() - batch * sizes.B);
+  const int64_t count = std::min(sizes.B, samples - batch * sizes.B);
   const auto used = static_cast<size_t>(count * sizes.T);
   reads_.read(loader, batch * sizes.B, tokens.first(used), targets.first(used));
   std::ranges::fill(tokens.subspan(used), 0);
   std::ranges::fill(targets.subspan(used), kIgnoredTarget);
 }
 
-Stepper::Evaluation Stepper::evaluate(const Loader& loader, int64_t batches) {
+Stepper::Evaluation Stepper::evaluate(const Loader& loader, const EvalTokens& tokens) {
   Executor& x = model_.executor();
   const Sizes& sizes = model_.gpt().sizes();
   const DataParallel& dp = model_.parallel().dp;
-  const int64_t samples = loader.samples_per_epoch();
-  batches = std::min(batches, (samples + sizes.B - 1) / sizes.B);
-  const int64_t own = (batches - dp.rank() + dp.size() - 1) / dp.size();
+  int64_t samples = loader.samples_per_epoch();
+  if (tokens.count) samples = std::min(samples, (*tokens.count - 1) / sizes.T + 1);
+  const int64_t batches = (samples - 1) / sizes.B + 1;
+  const int64_t own = (batches - dp.rank() + dp.size() - 1) / dp.size();  // taken in turns
   const MicroBatch batch{.tokens = model_.tokens().slice(0, 0, sizes.B),
                          .targets = model_.targets().slice(0, 0, sizes.B),
                          .loss_sum = model_.loss()};
   const auto pass = [&](int64_t index, int64_t) {
-    read_evaluation_batch(loader, index * dp.size() + dp.rank());
+    read_evaluation_batch(loader, index * dp.size() + dp.rank(), samples);
     model_.gpt().forward(x, batch, sync_);
   };
   fill(x, model_.loss(), 0.0);
@@ -142,7 +144,7 @@ Stepper::Evaluation Stepper::evaluate(const Loader& loader, int64_t batches) {
   reads_.agree(x, 0);
   sum_over_replicas_and_stages(model_.loss());
   Evaluation result;
-  result.targets = std::min(batches * sizes.B, samples) * sizes.T;
+  result.targets = samples * sizes.T;
   result.loss = *model_.loss().as<double>() / static_cast<double>(result.targets);
   return result;
 }

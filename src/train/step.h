@@ -41,16 +41,17 @@ class Stepper {
     double loss = 0.0;  ///< nats per target
     int64_t targets = 0;
   };
-  /// Mean loss over the first `batches` micro-batches of a sequential loader, or all it has, which
-  /// replicas take in turns; no dropout. Throws UnusableBatch, on all ranks, after the last batch.
-  Evaluation evaluate(const Loader& loader, int64_t batches);
+  /// Mean loss over the first `tokens` targets of a sequential loader, rounded up to whole samples,
+  /// or over all it has; no dropout. The samples do not depend on the micro-batch or the layout.
+  /// Throws UnusableBatch, on all ranks, after the last batch.
+  Evaluation evaluate(const Loader& loader, const EvalTokens& tokens);
 
  private:
   void accumulate_gradients();
   void forward(int64_t index, int64_t slot);
   void backward(int64_t index, int64_t slot);
   MicroBatch micro_batch(int64_t index) const;
-  void read_evaluation_batch(const Loader& loader, int64_t batch);
+  void read_evaluation_batch(const Loader& loader, int64_t batch, int64_t samples);
   void sum_over_replicas_and_stages(const Tensor& inout);
 
   const Config& config_;

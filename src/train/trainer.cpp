@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/counted.h"
 #include "core/error.h"
 #include "optim/schedule.h"
 #include "train/run_start.h"
@@ -98,15 +99,16 @@ bool Trainer::stop_asked() {
 void Trainer::log_start() {
   const Sizes& sizes = model_.gpt().sizes();
   const int64_t tokens = config_.train.global_batch * sizes.T;
-  log_.info("{} parameters, {} layers of {} channels, vocabulary {}, {}",
-            model_.parameters().logical_numel(), sizes.L, sizes.C, sizes.V,
-            to_string(config_.train.precision));
-  log_.info("{} tokens of training text, {} a step in {} micro-batch{}, {} threads",
-            data_.train.token_count(), tokens, model_.micro_batches(),
-            model_.micro_batches() == 1 ? "" : "es", model_.executor().threads());
+  log_.info("{}, {} of {}, vocabulary {}, {}",
+            counted(model_.parameters().logical_numel(), "parameter"), counted(sizes.L, "layer"),
+            counted(sizes.C, "channel"), sizes.V, to_string(config_.train.precision));
+  log_.info("{} of training text, {} a step in {}, {}", counted(data_.train.token_count(), "token"),
+            tokens, counted(model_.micro_batches(), "micro-batch"),
+            counted(model_.executor().threads(), "thread"));
   if (model_.parallel().ranks() > 1) log_.info("{}", describe(model_.parallel()));
   log_.info("memory {} (gradus plan shows what for); run folder {}",
             format_bytes(model_.arena().plan().total_bytes()), run_.string());
+  if (!data_.large_vocabulary.empty()) log_.warn("{}", data_.large_vocabulary);
   if (!data_.no_val.empty()) log_.warn("nothing is evaluated: {}", data_.no_val);
 }
 
@@ -187,9 +189,10 @@ void Trainer::handle_nonfinite(const StepState& state) {
                  {"skipped", state.skipped}});
   if (state.skipped_in_row >= config_.train.max_skipped_steps) {
     throw NumericError(
-        "{} steps in a row had a loss or gradient norm that is not finite, up to step {}; {}. The "
+        "{} in a row had a loss or gradient norm that is not finite, up to step {}; {}. The "
         "weights are those of step {}; lower optim.lr or go on from an earlier checkpoint",
-        state.skipped_in_row, progress_.step, where, progress_.step - state.skipped_in_row);
+        counted(state.skipped_in_row, "step"), progress_.step, where,
+        progress_.step - state.skipped_in_row);
   }
 }
 
@@ -198,7 +201,7 @@ void Trainer::evaluate_if_due() {
   progress_.evaluation_due = false;
   Stepper::Evaluation result;
   try {
-    result = stepper_.evaluate(*data_.val, config_.eval.batches);
+    result = stepper_.evaluate(*data_.val, config_.eval.tokens);
   } catch (const UnusableBatch& reason) {
     progress_.evaluation_due = true;
     save_before(reason);
@@ -210,8 +213,8 @@ void Trainer::evaluate_if_due() {
                  {"loss", number(result.loss)},
                  {"perplexity", number(perplexity)},
                  {"targets", result.targets}});
-  log_.info("step {:>6}  validation loss {:.4f}  perplexity {:.3f}  ({} tokens)", progress_.step,
-            result.loss, perplexity, result.targets);
+  log_.info("step {:>6}  validation loss {:.4f}  perplexity {:.3f}  ({})", progress_.step,
+            result.loss, perplexity, counted(result.targets, "token"));
 }
 
 StepState Trainer::step(double lr) {

@@ -39,7 +39,7 @@ class ParallelRuns : public testing::Test {
                      "optim: {lr: 3.0e-3, warmup_steps: 0, schedule: constant}\n"
                      "train: {steps: 40, micro_batch: 3, global_batch: 12, precision: fp32}\n"
                      "checkpoint: {every: 0}\n"
-                     "eval: {every: 10, batches: 3}\n"
+                     "eval: {every: 10, tokens: 144}\n"
                      "log: {every: 1}\n");
   }
 

@@ -36,7 +36,7 @@ std::string config_text(const std::string& precision, const std::string& recompu
          precision + ", recompute: " + recompute +
          "}\n"
          "checkpoint: {every: 60, keep: 2}\n"
-         "eval: {every: 70, batches: 2}\n"
+         "eval: {every: 70, tokens: 96}\n"
          "log: {every: 1}\n";
 }
 

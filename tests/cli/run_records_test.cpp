@@ -40,7 +40,7 @@ class RunRecords : public testing::Test {
                      "data: {train: [data], tokenizer: bytes}\n"
                      "optim: {warmup_steps: 2}\n"
                      "train: {steps: 6, micro_batch: 3, global_batch: 6, precision: fp32}\n"
-                     "eval: {every: 4, batches: 2}\n"
+                     "eval: {every: 4, tokens: 90}\n"
                      "log: {every: 1}\n");
     std::vector<std::string> arguments = {command, "config.yaml"};
     arguments.insert(arguments.end(), settings.begin(), settings.end());
@@ -129,7 +129,7 @@ TEST_F(RunRecords, EachLineOfMetricsHasItsFields) {
       EXPECT_GT(line.at("step_ms"), 0.0);
       EXPECT_GE(line.at("peak_bytes"), line.at("resident_bytes"));
     } else {
-      EXPECT_EQ(line.at("targets"), 2 * 3 * 16);
+      EXPECT_EQ(line.at("targets"), 6 * 16);
       EXPECT_NEAR(line.at("perplexity").get<double>(), std::exp(line.at("loss").get<double>()),
                   1e-9);
     }

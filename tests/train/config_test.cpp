@@ -44,6 +44,7 @@ optim: {lr: 1e-3, min_lr: 0, schedule: wsd, decay_steps: 10}
 train: {global_batch: 36, threads: 2, precision: fp64, recompute: selective}
 parallel: {dp: 1, zero: 0}
 checkpoint: {resume: runs/old/checkpoint}
+eval: {tokens: 77}
 )");
   EXPECT_EQ(config.device, DeviceChoice::cpu);
   EXPECT_EQ(config.seed, 7);
@@ -65,6 +66,8 @@ checkpoint: {resume: runs/old/checkpoint}
   EXPECT_EQ(config.train.recompute, Recompute::selective);
   EXPECT_EQ(config.parallel.dp, 1);
   EXPECT_EQ(config.checkpoint.resume, (Resume{Resume::Mode::from_path, "runs/old/checkpoint"}));
+  EXPECT_EQ(config.eval.tokens.count, 77);
+  EXPECT_EQ(load("eval: {tokens: all}").eval.tokens, EvalTokens{});
   EXPECT_EQ(load("checkpoint: {resume: never}").checkpoint.resume.mode, Resume::Mode::never);
   EXPECT_EQ(load("checkpoint: {resume: \"never\"}").checkpoint.resume,
             (Resume{Resume::Mode::from_path, "never"}));
@@ -88,6 +91,53 @@ TEST_F(ConfigTest, UnknownKeysNameTheNearestKnownOne) {
                           "model, data, optim, train, parallel, checkpoint, eval, log"));
   EXPECT_THAT(problems("model:\n  base: x.yaml\n"),
               ElementsAre(HasSubstr("DIR/c.yaml:2: model.base: unknown key")));
+}
+
+TEST_F(ConfigTest, BatchesOfEvaluationNameTheTokensThatReplaceThem) {
+  EXPECT_THAT(problems("train: {micro_batch: 12, global_batch: 12}\neval:\n  batches: 8\n"),
+              ElementsAre("DIR/c.yaml:3: eval.batches: 8 is now eval.tokens: 6144 (8 batches of "
+                          "micro_batch 12 × context 64 tokens)"));
+  // The arithmetic is that of the whole configuration, wherever its parts come from.
+  write("base.yaml", "eval: {batches: 1}\n");
+  EXPECT_THAT(
+      problems("base: base.yaml\nmodel: {context: 7}\n", {"train.micro_batch=3", "eval.batches=2"}),
+      ElementsAre("DIR/base.yaml:1: eval.batches: 1 is now eval.tokens: 21 (1 batch of "
+                  "micro_batch 3 × context 7 tokens)",
+                  "command line: eval.batches: 2 is now eval.tokens: 42 (2 batches of "
+                  "micro_batch 3 × context 7 tokens)"));
+  for (const char* value : {"x", "0", "-1", "9223372036854775807", "[1]", ""}) {
+    EXPECT_THAT(problems("eval:\n  batches: " + std::string(value) + "\n"),
+                ElementsAre("DIR/c.yaml:2: eval.batches: is now eval.tokens: write the batches × "
+                            "train.micro_batch × model.context, or all"));
+  }
+  EXPECT_THAT(problems("eval: {batches: 8}\nmodel: {context: x}\n"),
+              ElementsAre(HasSubstr("model.context: found 'x'"),
+                          HasSubstr("eval.batches: is now eval.tokens: write")));
+}
+
+TEST_F(ConfigTest, WhatAnOlderVersionSavedIsTranslated) {
+  const std::string yaml = to_yaml(Config{});
+  const std::string key = "  tokens: 32768\n";
+  ASSERT_NE(yaml.find(key), yaml.npos);
+  std::string old = yaml;
+  old.replace(old.find(key), key.size(), "  batches: 8\n");
+  Config expected;
+  expected.eval.tokens.count = 8 * 12 * 64;
+  EXPECT_EQ(load_saved_config(old, "step/config.yaml"), expected);
+  EXPECT_EQ(load_saved_config(yaml, "step/config.yaml"), Config{});
+}
+
+TEST_F(ConfigTest, WhatIsSavedInheritsNothing) {
+  try {
+    load_saved_config("seed: 1\nbase: /etc/passwd\n", "step/config.yaml");
+    FAIL() << "a saved configuration was inherited from another file";
+  } catch (const ConfigError& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "1 problem in the configuration\n  step/config.yaml:2: base: unknown key; expected "
+        "one of device, seed, run, model, data, optim, train, parallel, checkpoint, eval, "
+        "log");
+  }
 }
 
 TEST_F(ConfigTest, EveryMisspellingOfAKeyLeadsBackToIt) {
@@ -115,8 +165,10 @@ TEST_F(ConfigTest, EditDistanceCountsSwapsOnce) {
 
 // Each is the whole file and its one problem.
 const Misreading kMisreadings[] = {
-    {"model: {layers: four}", "1: model.layers: found 'four', expected an integer >= 1"},
-    {"model:\n  layers: 4.5", "2: model.layers: found '4.5', expected an integer >= 1"},
+    {"model: {layers: four}",
+     "1: model.layers: found 'four', expected an integer >= 1 and <= 100000"},
+    {"model:\n  layers: 4.5",
+     "2: model.layers: found '4.5', expected an integer >= 1 and <= 100000"},
     {"train: {steps: 1.0e3}",
      "1: train.steps: found '1.0e3', expected an integer >= 1; write 1000, without fraction or "
      "exponent"},
@@ -147,6 +199,9 @@ const Misreading kMisreadings[] = {
     {"model: {bias: yes}", "1: model.bias: found 'yes', expected true or false"},
     {"model: {bias: 1}", "1: model.bias: found '1', expected true or false"},
     {"model: {bias: \"true\"}", "1: model.bias: found 'true', expected true or false"},
+    {"eval: {tokens: auto}", "1: eval.tokens: found 'auto', expected all or an integer >= 1"},
+    {"eval: {tokens: 'all'}", "1: eval.tokens: found 'all', expected all or an integer >= 1"},
+    {"eval: {tokens: 0}", "1: eval.tokens: found 0, expected all or an integer >= 1"},
     {"model: {attention: sparse}", "1: model.attention: found 'sparse', expected flash or plain"},
     {"train: {precision: fp8}",
      "1: train.precision: found 'fp8', expected fp32, bf16, fp16, bf16_lean or fp64"},
@@ -156,8 +211,6 @@ const Misreading kMisreadings[] = {
     {"model:\n- layers", "2: model: found a list, expected a section of keys"},
     {"run: {dir: ''}", "1: run.dir: found '', expected text, not empty"},
     {"run: {dir: [a]}", "1: run.dir: found a list, expected text, not empty"},
-    {"run: {dir: \"a\xff\"}",
-     "1: run.dir: found 'a\xff', expected text, not empty; it is not valid UTF-8"},
     {"data: {train: data/kjv}",
      "1: data.train: found 'data/kjv', expected a list of text, not empty; write [data/kjv]"},
     {"data:\n  train:\n  - a\n  - [b]",
@@ -187,7 +240,7 @@ TEST_F(ConfigTest, MisreadValuesAreShownWithPlaceAndExpectation) {
 // Values of the right type outside their range.
 const Misreading kOutOfRange[] = {
     {"seed: -1", "1: seed: found -1, expected an integer >= 0"},
-    {"model: {layers: 0}", "1: model.layers: found 0, expected an integer >= 1"},
+    {"model: {layers: 0}", "1: model.layers: found 0, expected an integer >= 1 and <= 100000"},
     {"model: {heads: 0}", "1: model.heads: found 0, expected an integer >= 1"},
     {"model: {mlp_width: 0}", "1: model.mlp_width: found 0, expected auto or an integer >= 1"},
     {"model: {vocab_size: 2147483648}",
@@ -263,19 +316,24 @@ TEST_F(ConfigTest, OverridesGoThroughTheSameChecks) {
   const std::map<std::string, std::string> cases = {
       {"foo", "found 'foo', expected section.key=VALUE"},
       {"", "found '', expected section.key=VALUE"},
-      {"=3", "found '=3', expected section.key=VALUE"},
+      {"=3", "found '=3', expected section.key=VALUE; write no spaces around the ="},
       {".seed=3", "found '.seed=3', expected section.key=VALUE"},
       {"model.=3", "found 'model.=3', expected section.key=VALUE"},
       {"model..layers=3", "found 'model..layers=3', expected section.key=VALUE"},
       {"model=3", "model: found '3', expected a section of keys"},
       {"model=", "model: found nothing, expected a section of keys"},
-      {"model.layers=", "model.layers: found nothing, expected an integer >= 1"},
-      {"model.layers=two", "model.layers: found 'two', expected an integer >= 1"},
-      {"model.layers.x=2", "model.layers: found a section, expected an integer >= 1"},
+      {"model.layers=",
+       "model.layers: found nothing, expected an integer >= 1 and <= 100000; is a variable of the "
+       "shell empty?"},
+      {"run.dir=a\xff", "run.dir: found 'a\xff', expected text, not empty; it is not valid UTF-8"},
+      {"model.layers=two", "model.layers: found 'two', expected an integer >= 1 and <= 100000"},
+      {"model.layers.x=2", "model.layers: found a section, expected an integer >= 1 and <= 100000"},
       {"model.layer=2", "model.layer: unknown key; did you mean model.layers?"},
       {"lr=2", "lr: unknown key; did you mean optim.lr?"},
       {"base=x.yaml", "base: can only be given in a file"},
-      {"data.train=[a", "data.train: '[a' is not valid YAML: end of sequence flow not found"},
+      {"data.train=[a",
+       "data.train: '[a' is not valid YAML: end of sequence flow not found; a list with spaces "
+       "needs quotes in a shell"},
       {"data.train=a", "data.train: found 'a', expected a list of text, not empty; write [a]"},
       {"model={layers: 1, layers: 2}", "model.layers: given twice: remove one"},
       {"train.micro_batch=0", "train.micro_batch: found 0, expected an integer >= 1"},
@@ -310,7 +368,7 @@ TEST_F(ConfigTest, ProblemsOfABasePointIntoIt) {
       ElementsAre("DIR/root.yaml:6: model.depth: unknown key; expected one of layers, channels, "
                   "heads, context, mlp_width, dropout, bias, tied_embeddings, attention, "
                   "vocab_size",
-                  "DIR/root.yaml:4: model.layers: found -2, expected an integer >= 1",
+                  "DIR/root.yaml:4: model.layers: found -2, expected an integer >= 1 and <= 100000",
                   "command line: optim.eps: found 0.0, expected a number >= 1e-30 and <= 1",
                   "DIR/root.yaml:5: model.channels: channels 130 are not divisible by heads 4: use "
                   "channels 128 or 132 (model.heads: DIR/c.yaml:3)"));
@@ -350,15 +408,19 @@ TEST_F(ConfigTest, UnreadableFilesAreReported) {
               ElementsAre("DIR/none.yaml: cannot read the file DIR/none.yaml: it does not exist",
                           "command line: sed: unknown key; did you mean seed?"));
   fs::create_directories(dir_ / "folder");
-  EXPECT_THAT(problems_of(dir_ / "folder"),
-              ElementsAre("DIR/folder: cannot read the file DIR/folder: it is a folder"));
+  EXPECT_THAT(
+      problems_of(dir_ / "folder"),
+      ElementsAre(
+          "DIR/folder: cannot read the file DIR/folder: it is a folder, expected a regular file"));
 }
 
 TEST_F(ConfigTest, HostileInputIsRefusedWithoutCrashing) {
   EXPECT_EQ(problems(std::string(100000, '[')).size(), 1u);
   EXPECT_EQ(problems("a: &a [*a]\nseed: *b\n").size(), 1u);
-  EXPECT_THAT(problems("model: &m {layers: *m}\n"),
-              ElementsAre("DIR/c.yaml:1: model.layers: found a section, expected an integer >= 1"));
+  EXPECT_THAT(
+      problems("model: &m {layers: *m}\n"),
+      ElementsAre(
+          "DIR/c.yaml:1: model.layers: found a section, expected an integer >= 1 and <= 100000"));
   std::mt19937 random(20240229);
   const std::string alphabet = "model: {}[]layers&*-?!|>'\"#%@`,\n\t \\0123e.~\xc3\xff";
   for (int i = 0; i < 500; ++i) {

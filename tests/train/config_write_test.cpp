@@ -68,7 +68,7 @@ Config drawn_config(std::mt19937_64& random) {
              .threads = size(1, 99)};
   c.parallel = {.tp = 8, .pp = 1, .dp = 1, .cp = 1, .sequence = true, .zero = 0};
   c.checkpoint = {.every = 0, .keep = size(4, 9), .resume = {Resume::Mode::from_path, "auto"}};
-  c.eval = {.every = 0, .batches = size(51, 99)};
+  c.eval = {.every = 0, .tokens = {size(51, 99)}};
   c.log = {.every = size(11, 99)};
   return c;
 }
@@ -151,7 +151,7 @@ TEST(ConfigFiles, TheCharacterModelHasThePublishedSettings) {
   Config expected;
   expected.run.dir = "runs/kjv_char_cpu";
   expected.train.precision = PrecisionPreset::fp32;
-  expected.eval.batches = 20;
+  expected.eval.tokens.count = 15360;
   EXPECT_THAT(config_differences(c, expected), IsEmpty());
   const Config bytes = load_config("configs/kjv_bytes_cpu.yaml");
   std::vector<std::string> keys;

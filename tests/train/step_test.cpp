@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -207,15 +208,36 @@ TEST_F(Evaluation, IsTheMeanOverEveryTargetOfAPartialLastBatchToo) {
   const Loader loader = validation();
   TinyModel tiny(config_for(3));  // 7 sequences: 3, 3 and 1
   struct Expected {
-    int64_t batches;
+    EvalTokens tokens;
     int64_t samples;
   };
-  for (const Expected& expected : {Expected{1, 3}, Expected{2, 6}, Expected{3, 7}, {50, 7}}) {
-    const auto result = tiny.stepper.evaluate(loader, expected.batches);
-    EXPECT_EQ(result.targets, expected.samples * kContext);
-    const double mean =
-        loss_sum(loader, expected.samples) / static_cast<double>(expected.samples * kContext);
-    EXPECT_NEAR(result.loss, mean, 1e-12 * mean) << expected.batches << " batches";
+  constexpr int64_t kLarge = std::numeric_limits<int64_t>::max();
+  for (const auto& [tokens, samples] :
+       {Expected{{1}, 1}, Expected{{9}, 1}, Expected{{10}, 2}, Expected{{27}, 3}, Expected{{28}, 4},
+        Expected{{62}, 7}, Expected{{63}, 7}, Expected{{64}, 7}, Expected{{kLarge}, 7},
+        Expected{{}, 7}}) {
+    const auto result = tiny.stepper.evaluate(loader, tokens);
+    EXPECT_EQ(result.targets, samples * kContext);
+    const double mean = loss_sum(loader, samples) / static_cast<double>(samples * kContext);
+    EXPECT_NEAR(result.loss, mean, 1e-12 * mean) << tokens.count.value_or(-1) << " tokens";
+  }
+}
+
+TEST_F(Evaluation, DependsOnNeitherTheMicroBatchNorTheAccumulation) {
+  const Loader loader = validation();
+  for (const PrecisionPreset precision : {PrecisionPreset::fp64, PrecisionPreset::fp32}) {
+    const bool exact = precision == PrecisionPreset::fp64;
+    for (const EvalTokens& tokens : {EvalTokens{1}, EvalTokens{40}, EvalTokens{}}) {
+      TinyModel one(config_for(1, precision));
+      const auto expected = one.stepper.evaluate(loader, tokens);
+      for (const int64_t micro_batch : {2, 3, 4, 6, 12}) {
+        TinyModel tiny(config_for(micro_batch, precision));
+        const auto result = tiny.stepper.evaluate(loader, tokens);
+        EXPECT_EQ(result.targets, expected.targets);
+        EXPECT_NEAR(result.loss, expected.loss, (exact ? 1e-12 : 1e-6) * expected.loss)
+            << to_string(precision) << ", micro_batch " << micro_batch;
+      }
+    }
   }
 }
 
@@ -223,7 +245,7 @@ TEST_F(Evaluation, OfAModelThatKnowsNothingIsTheLogarithmOfTheVocabulary) {
   const Loader loader = validation();
   TinyModel tiny(config_for(3));
   for (const Bucket& bucket : tiny.model.parameters().buckets()) fill(tiny.x, bucket.value, 0.0);
-  EXPECT_DOUBLE_EQ(tiny.stepper.evaluate(loader, 50).loss, std::log(41.0));
+  EXPECT_DOUBLE_EQ(tiny.stepper.evaluate(loader, {}).loss, std::log(41.0));
 }
 
 TEST_F(Evaluation, LeavesTrainingAsItWas) {
@@ -232,7 +254,7 @@ TEST_F(Evaluation, LeavesTrainingAsItWas) {
     TinyModel tiny(config_for(3));
     std::vector<double> weights;
     for (uint64_t step = 0; step < 3; ++step) {
-      if (evaluate) tiny.stepper.evaluate(loader, 50);
+      if (evaluate) tiny.stepper.evaluate(loader, {});
       tiny.fill_batch(step);
       tiny.stepper.run(static_cast<int64_t>(step) * 12, 1e-2);
     }
