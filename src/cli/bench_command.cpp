@@ -11,7 +11,9 @@
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
+#include "cli/option_values.h"
 #include "core/atomic_file.h"
+#include "core/counted.h"
 #include "core/error.h"
 #include "core/trace.h"
 #include "kernels/implementation.h"
@@ -23,6 +25,8 @@
 
 namespace gradus::cli {
 namespace {
+
+constexpr double kMostSteps = 1e9;
 
 struct StepArguments {
   ConfigArguments config;
@@ -64,8 +68,8 @@ class Tracing {
 /// What a trace says of one step, in milliseconds. Throws Error when events did not fit.
 nlohmann::json traced_step(const Trace& trace, int64_t steps) {
   if (trace.left_out() > 0) {
-    throw Error(
-        fmt::format("{} events did not fit into the trace: use fewer --steps", trace.left_out()));
+    throw Error(fmt::format("{} did not fit into the trace: use fewer --steps",
+                            counted(trace.left_out(), "event")));
   }
   const auto per_step = [&](double all) { return 1e3 * all / static_cast<double>(steps); };
   return {{"compute_ms", per_step(trace.seconds(Trace::Track::compute))},
@@ -134,6 +138,7 @@ struct BatchesArguments {
   ConfigArguments config;
   std::string out;
   bool val = false;
+  int64_t steps = 0;  ///< 0: train.steps
 };
 
 /// Writes the run's training batches (or the first of its validation text), so that another program
@@ -149,8 +154,9 @@ int dump_batches(Bootstrap& bootstrap, const BatchesArguments& arguments) {
   std::vector<int32_t> inputs(count);
   std::vector<int32_t> targets(count);
   std::vector<int32_t> sample(static_cast<size_t>(T + 1));
+  const int64_t steps = arguments.steps > 0 ? arguments.steps : config.train.steps;
   AtomicFile file(arguments.out);
-  for (int64_t step = 0; step < config.train.steps; ++step) {
+  for (int64_t step = 0; step < steps; ++step) {
     loader.read(step * B, inputs, targets);
     for (int64_t b = 0; b < B; ++b) {
       std::copy_n(inputs.begin() + b * T, T, sample.begin());
@@ -160,7 +166,7 @@ int dump_batches(Bootstrap& bootstrap, const BatchesArguments& arguments) {
   }
   data.verification->finish();
   file.publish();
-  fmt::print("wrote {}: i32 ({}, {}, {})\n", arguments.out, config.train.steps, B, T + 1);
+  fmt::print("wrote {}: i32 ({}, {}, {})\n", arguments.out, steps, B, T + 1);
   return 0;
 }
 
@@ -175,17 +181,17 @@ void add_bench(CLI::App& program, Action& action) {
       "step",
       "Time whole optimizer steps on random tokens, on all ranks; one JSON object on the output");
   step->config.add_to(*step_command);
-  step_command->add_option("--steps", step->steps, "Steps to time; the median is reported")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  step_command->add_option("--warmup", step->warmup, "Steps before the first that counts")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+  add_integer(*step_command, "--steps", step->steps, between(1, kMostSteps),
+              "Steps to time; the median is reported");
+  add_integer(*step_command, "--warmup", step->warmup, between(0, kMostSteps),
+              "Steps before the first that counts");
   step_command->add_option("--trace", step->trace,
                            "Write what each rank computes and communicates, for chrome://tracing, "
                            "to FILE (FILE.rank1, …); tracing takes a little time itself");
   step_command->callback([step, &action] {
-    action = [step](Bootstrap& bootstrap) { return bench_step(bootstrap, *step); };
+    action = [step](Bootstrap& bootstrap) {
+      return step->config.run([&] { return bench_step(bootstrap, *step); });
+    };
   });
 
   auto batches = std::make_shared<BatchesArguments>();
@@ -194,10 +200,13 @@ void add_bench(CLI::App& program, Action& action) {
   batches->config.add_to(*batches_command);
   batches_command->add_flag("--val", batches->val, "The validation text's first batches instead");
   batches_command->add_option("--out", batches->out, "File to write")->required();
+  add_integer(*batches_command, "--steps", batches->steps, between(1, kMostSteps),
+              "Steps whose batches are written")
+      ->default_str("train.steps");
   batches_command->callback([batches, &action] {
     action = [batches](Bootstrap& bootstrap) {
       require_one_rank(bootstrap, "bench batches");
-      return dump_batches(bootstrap, *batches);
+      return batches->config.run([&] { return dump_batches(bootstrap, *batches); });
     };
   });
 }

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "train/config_problems.h"
 
 namespace gradus::cli {
 namespace {
@@ -62,9 +63,19 @@ void ConfigArguments::add_to(CLI::App& command) {
 }
 
 Config ConfigArguments::load(Bootstrap& bootstrap) const {
-  const Config config = load_config(file, overrides);
+  const Config config = load_config(file, overrides, places.get());
   refuse_different_settings(bootstrap, config);
   return config;
+}
+
+int ConfigArguments::run(const std::function<int()>& command) const {
+  try {
+    return command();
+  } catch (const UsageError&) {
+    throw;
+  } catch (const ConfigError& error) {
+    throw ConfigError(error.what() + places_of_keys(error.what(), *places));
+  }
 }
 
 }  // namespace gradus::cli

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,10 +15,14 @@ namespace gradus::cli {
 struct ConfigArguments {
   std::string file;
   std::vector<std::string> overrides;
+  std::shared_ptr<ConfigPlaces> places = std::make_shared<ConfigPlaces>();  ///< of what was loaded
 
   void add_to(CLI::App& command);
   /// Collective over the job. Throws ConfigError, also when the ranks were not told the same.
   Config load(Bootstrap& bootstrap) const;
+  /// Runs a command on what it loads: a ConfigError that shows only then says where the keys that
+  /// it names got their values.
+  int run(const std::function<int()>& command) const;
 };
 
 }  // namespace gradus::cli

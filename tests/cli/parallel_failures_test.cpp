@@ -203,12 +203,17 @@ TEST_F(ParallelFailures, LayoutsThatCannotBeAreRefusedWithTheArithmetic) {
   const std::vector<Refused> cases = {
       {3, {"parallel.tp=2"}, "3 ranks cannot be divided into parallel.tp 2"},
       {3, {"parallel.tp=3"}, "heads 4 are not divisible by tp 3: use tp 1, 2 or 4"},
-      {2, {"parallel.dp=3", "train.micro_batch=1"}, "= 3 ranks, and 2 were started: use dp 2"},
+      {2,
+       {"parallel.dp=3", "train.micro_batch=1"},
+       "= 3 ranks asked for, 2 started: use dp 2 (or auto), or start 3 ranks\n"
+       "  parallel.dp: command line"},
       {2, {"parallel.pp=2", "model.layers=1"}, "layers 1 are too few for pp 2"},
       {3,
        {"train.micro_batch=3"},
        "train.global_batch 12 is not a multiple of train.micro_batch 3 × dp 3: use global_batch 9 "
-       "or 18"},
+       "or 18, another micro_batch or another number of ranks\n"
+       "  train.global_batch: config.yaml:6\n"
+       "  train.micro_batch: command line"},
       {2,
        {"parallel.tp=2", "parallel.sequence=true", "model.context=15"},
        "context 15 is not divisible by tp 2"}};
