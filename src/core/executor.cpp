@@ -3,9 +3,11 @@
 #include <omp.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 
+#include "core/control_group.h"
 #include "core/error.h"
 
 namespace gradus {
@@ -15,7 +17,8 @@ int cores_of_process() {
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return CPU_COUNT(&set);
+  const CpuQuota quota = control_group_cpus("/");
+  return quota.limited() ? std::min(CPU_COUNT(&set), quota.threads(1)) : CPU_COUNT(&set);
 }
 
 }  // namespace
@@ -23,9 +26,7 @@ int cores_of_process() {
 Executor::Executor(Device device, int threads)
     : device_(device), threads_(threads > 0 ? threads : cores_of_process()) {
   if (device != Device::cpu) throw CudaError("this build has no CUDA backend; use device: cpu");
-  // oneDNN takes its team size from OpenMP's setting rather than from an argument.
-  omp_set_dynamic(0);
-  omp_set_num_threads(threads_);
+  omp_set_dynamic(0);  // the team that is asked for, whatever the machine's load
 }
 
 Executor::~Executor() = default;

@@ -29,13 +29,16 @@ class OperationObserver {
 /// passed to every operation, never global.
 class Executor {
  public:
-  /// threads: of this process for CPU work; 0 takes every core this process may run on.
+  /// threads: of this process for CPU work; 0 takes every core this process may run on,
+  /// or as many as its control group grants the time of (core/control_group.h).
   explicit Executor(Device device = Device::cpu, int threads = 0);
   ~Executor();
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
   Device device() const { return device_; }
+  /// By which work is cut. OpenMP may give a smaller team, which then does all of it
+  /// (core/thread_team.h).
   int threads() const { return threads_; }
 
   /// From now on scratch comes from this memory (the arena's) and from nowhere else. An undefined

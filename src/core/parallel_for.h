@@ -4,19 +4,22 @@
 #include <cstdint>
 
 #include "core/executor.h"
+#include "core/flush_denormals.h"
 
 namespace gradus {
 
-/// Calls body(begin, end, thread) once a thread on consecutive, disjoint ranges that cover [0,
-/// count); thread in [0, x.threads()). Ranges start at multiples of `grain` and depend only on
-/// count, grain and the number of threads, so results are the same from run to run. Runs on the
-/// calling thread when there is one range. body must not throw.
+/// Calls body(begin, end, thread) on consecutive, disjoint ranges that cover [0, count), at most
+/// x.threads() of them, numbered by `thread`. Ranges start at multiples of `grain` and depend only
+/// on count, grain and x.threads(), so results are the same from run to run, and the same where
+/// OpenMP gives fewer threads than that: each range is done all the same, several by one thread.
+/// Runs on the calling thread when there is one range. Denormals are flushed. body must not throw.
 template <typename Body>
 void parallel_ranges(const Executor& x, int64_t count, int64_t grain, Body&& body) {
   if (count <= 0) return;
   const int64_t chunks = (count + grain - 1) / grain;
   const int team = static_cast<int>(std::min<int64_t>(x.threads(), chunks));
   if (team <= 1) {
+    const FlushDenormals flush;
     body(int64_t{0}, count, 0);
     return;
   }
@@ -25,6 +28,7 @@ void parallel_ranges(const Executor& x, int64_t count, int64_t grain, Body&& bod
   for (int thread = 0; thread < team; ++thread) {
     const int64_t begin = std::min(count, chunks * thread / team * grain);
     const int64_t end = std::min(count, chunks * (thread + 1) / team * grain);
+    const FlushDenormals flush;
     body(begin, end, thread);
   }
 }

@@ -1,5 +1,7 @@
 #include "kernels/implementation.h"
 
+#include <fmt/format.h>
+
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/matmul.h"
 
@@ -9,6 +11,18 @@ std::string vector_instruction_set() { return cpu::vector_instruction_set(); }
 
 std::string matmul_implementation(const Executor& /*x*/, DType dtype) {
   return cpu::matmul_implementation(dtype);
+}
+
+const RefusedProducts& refused_products(Executor& x) { return x.state<RefusedProducts>(); }
+
+std::string describe(const RefusedProducts& refused) {
+  if (refused.count == 0) return {};
+  return fmt::format(
+      "oneDNN did not take {} matrix product{} up to now, the first of {} {} x {} x {}: the "
+      "packed product computed {} in {} arithmetic",
+      refused.count, refused.count == 1 ? "" : "s", to_string(refused.dtype), refused.rows,
+      refused.depth, refused.columns, refused.count == 1 ? "it" : "them",
+      to_string(accumulator_of(refused.dtype)));
 }
 
 }  // namespace gradus

@@ -11,6 +11,7 @@
 #include <exception>
 #include <thread>
 
+#include "core/control_group.h"
 #include "core/error.h"
 #include "parallel/bootstrap_launch.h"
 
@@ -85,6 +86,7 @@ void Bootstrap::start(const Launch& launch, const BootstrapOptions& options) {
     }
   }
   divide_cores(options.bind_cores);
+  divide_quota();
 }
 
 Bootstrap::~Bootstrap() {
@@ -117,6 +119,16 @@ void Bootstrap::divide_cores(bool bind) {
 #if GRADUS_WITH_MPI
   if (engine_ != nullptr) engine_->call([this] { set_affinity_of_thread(cores_.cpus); });
 #endif
+}
+
+/// Ranks in one control group share the CPU time that it grants.
+void Bootstrap::divide_quota() {
+  const CpuQuota quota = control_group_cpus("/");
+  const std::string mine = fmt::format("{} {} {}", machine_, quota.limited(), quota.group);
+  const auto sharers = std::ranges::count(exchange(mine), mine);
+  if (quota.limited()) {
+    cores_.threads = std::min(cores_.threads, quota.threads(static_cast<int>(sharers)));
+  }
 }
 
 void Bootstrap::abort(const std::string& message) noexcept {

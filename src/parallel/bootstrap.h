@@ -59,7 +59,8 @@ class Bootstrap final : public Job {
 
   /// CPUs of this rank, not shared with another unless the machine has fewer than ranks.
   const CpuSet& cores() const { return cores_.cpus; }
-  /// Computing threads for the Executor: one a core.
+  /// Computing threads for the Executor: one a core, or as many as this rank's share of the CPU
+  /// time that its control group grants.
   int threads() const { return cores_.threads; }
 
   /// Every rank's `mine`, by rank. Collective; for small things at start (addresses, ids).
@@ -82,6 +83,7 @@ class Bootstrap final : public Job {
   void start(const Launch& launch, const BootstrapOptions& options);
   void start_engine(const BootstrapOptions& options);
   void divide_cores(bool bind);
+  void divide_quota();
 
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   int machine_ = 0;

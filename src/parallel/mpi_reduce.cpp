@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "core/error.h"
+#include "core/flush_denormals.h"
 
 namespace gradus {
 namespace {
@@ -54,6 +55,7 @@ void reduce(std::byte* out, std::span<const std::byte* const> pieces, int64_t co
 
 void reduce_in_order(std::byte* out, std::span<const std::byte* const> pieces, int64_t count,
                      DType dtype, ReduceOp op) {
+  const FlushDenormals flush;
   switch (dtype) {
     case DType::fp64:
       return reduce<double>(out, pieces, count, op);

@@ -91,5 +91,62 @@ TEST_F(ControlGroup, InsideAContainerTheMountIsItsGroup) {
   EXPECT_EQ(headroom(), -1);
 }
 
+// CPU time
+
+class CpuQuotaOfGroups : public ControlGroup {
+ protected:
+  CpuQuota quota() const { return control_group_cpus(root_.path()); }
+};
+
+TEST_F(CpuQuotaOfGroups, NoGroupAndNoNumberIsNoLimit) {
+  EXPECT_FALSE(quota().limited());
+  file("proc/self/cgroup", "0::/job\n");
+  EXPECT_FALSE(quota().limited());
+  for (const char* text : {"max 100000\n", "", "0 100000\n", "150000\n", "-1 100000\n"}) {
+    file("sys/fs/cgroup/job/cpu.max", text);
+    EXPECT_FALSE(quota().limited()) << text;
+  }
+}
+
+TEST_F(CpuQuotaOfGroups, TheSmallestOfAllThatContainItBinds) {
+  file("proc/self/cgroup", "0::/user/job/step\n");
+  file("sys/fs/cgroup/user/job/step/cpu.max", "max 100000\n");
+  file("sys/fs/cgroup/user/job/cpu.max", "350000 100000\n");
+  EXPECT_EQ(quota().cpus, 3.5);
+  const uint64_t job = quota().group;
+  EXPECT_NE(job, 0U);
+  file("sys/fs/cgroup/user/cpu.max", "50000 25000\n");
+  EXPECT_EQ(quota().cpus, 2.0);
+  EXPECT_NE(quota().group, job);
+  file("sys/fs/cgroup/user/job/step/cpu.max", "800000 100000\n");
+  EXPECT_EQ(quota().cpus, 2.0);
+  file("sys/fs/cgroup/user/other/cpu.max", "1000 100000\n");
+  EXPECT_EQ(quota().cpus, 2.0);
+}
+
+TEST_F(CpuQuotaOfGroups, Version1) {
+  file("proc/self/cgroup", "4:cpu,cpuacct:/slice/job\n2:cpuset:/tight\n0::/\n");
+  file("sys/fs/cgroup/cpu/slice/job/cpu.cfs_quota_us", "-1\n");
+  file("sys/fs/cgroup/cpu/slice/job/cpu.cfs_period_us", "100000\n");
+  file("sys/fs/cgroup/cpu/tight/cpu.cfs_quota_us", "1\n");
+  file("sys/fs/cgroup/cpu/tight/cpu.cfs_period_us", "100000\n");
+  EXPECT_FALSE(quota().limited());
+  file("sys/fs/cgroup/cpu/slice/cpu.cfs_quota_us", "250000\n");
+  file("sys/fs/cgroup/cpu/slice/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(quota().cpus, 2.5);
+}
+
+TEST(CpuQuota, ThreadsAreTheNearestNumberOfEachShareAndAtLeastOne) {
+  const auto threads = [](double cpus, int sharers) {
+    return CpuQuota{.cpus = cpus}.threads(sharers);
+  };
+  EXPECT_EQ(threads(0.1, 1), 1);
+  EXPECT_EQ(threads(1.4, 1), 1);
+  EXPECT_EQ(threads(1.5, 1), 2);
+  EXPECT_EQ(threads(4.0, 1), 4);
+  EXPECT_EQ(threads(4.0, 2), 2);
+  EXPECT_EQ(threads(4.0, 8), 1);
+}
+
 }  // namespace
 }  // namespace gradus

@@ -8,8 +8,11 @@
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/matmul_gemm.h"
 #include "kernels/cpu/matmul_onednn.h"
+#include "kernels/implementation.h"
+#include "kernels/matmul.h"
 #include "support/allocation_count.h"
 #include "support/tensors.h"
+#include "support/thread_teams.h"
 #include "support/tolerances.h"
 
 namespace gradus {
@@ -86,7 +89,7 @@ double magnitude(const Drawn& d, const std::vector<double>& c_before, int64_t i,
 }
 
 TEST(MatmulImplementations, OneDnnAgreesWithThePackedProduct) {
-  for (const int threads : {1, 2}) {
+  for (const int threads : {1, 2, 3}) {
     Executor x(Device::cpu, threads);
     int served = 0;
     for (const DType dtype : {DType::fp32, DType::bf16}) {
@@ -243,6 +246,72 @@ TEST(MatmulImplementations, OneDnnKeepsOnePrimitiveAShapeAndTakesMovedMatrices) 
   }
 }
 
+TEST(MatmulImplementations, EveryProductIsWholeAndTheSameWhateverTeamThereIs) {
+  for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
+    for (const Case& c : kCases) {
+      TensorPool pool;
+      const DType result = c.accumulate ? accumulator_of(dtype) : dtype;
+      const Drawn d = draw(pool, c, dtype, result, 0);
+      const auto before = test::values(d.c);
+      const auto product_of = [&](Executor& x, auto&& multiply) {
+        for (int64_t e = 0; e < d.c.numel(); ++e) {
+          test::set_value(d.c, e, before[static_cast<size_t>(e)]);
+        }
+        multiply(x, d.product);
+        return test::values(d.c);
+      };
+      for (const int threads : {2, 3}) {
+        // oneDNN compiles under one team and runs under others.
+        Executor kept(Device::cpu, threads);
+        const auto onednn = product_of(kept, cpu::onednn_gemm);
+        const auto own = product_of(kept, cpu::gemm);
+        test::for_each_team([&] {
+          EXPECT_EQ(product_of(kept, cpu::onednn_gemm), onednn);
+          EXPECT_EQ(product_of(kept, cpu::gemm), own);
+          Executor fresh(Device::cpu, threads);
+          EXPECT_EQ(product_of(fresh, cpu::onednn_gemm), onednn);
+        });
+      }
+    }
+  }
+}
+
+TEST(MatmulImplementations, ProductsThatOneDnnRefusesAreCountedAndDescribed) {
+  Executor x(Device::cpu, 2);
+  EXPECT_EQ(refused_products(x).count, 0);
+  EXPECT_EQ(describe(refused_products(x)), "");
+  TensorPool pool;
+  const Tensor in = pool.normal({64, 48}, DType::bf16, 1.0, "in");
+  const Tensor weight = pool.normal({32, 48}, DType::bf16, 1.0, "weight");
+  const Tensor out = pool.zeros({64, 32}, DType::bf16, "out");
+  matmul_forward(x, out, in, weight, {});
+  EXPECT_EQ(refused_products(x).count, 0);
+  const RefusedProducts refused{
+      .count = 2, .dtype = DType::bf16, .rows = 64, .columns = 32, .depth = 48};
+  EXPECT_EQ(describe(refused),
+            "oneDNN did not take 2 matrix products up to now, the first of bf16 64 x 48 x 32: the "
+            "packed product computed them in fp32 arithmetic");
+  if (!cpu::onednn_is_preferred(DType::bf16)) return;  // then it is asked for none
+  const Tensor wider = pool.normal({64, 53}, DType::bf16, 1.0, "wider");
+  int64_t expected = 0;
+  for (const int64_t rows :
+       {7, 33, 64}) {  // strided rows may ask for more scratch, and little is left
+    const cpu::Gemm product{.rows = rows,
+                            .columns = 32,
+                            .depth = 48,
+                            .dtype = DType::bf16,
+                            .c_dtype = DType::bf16,
+                            .a = {.data = wider.data(), .stride = 53},
+                            .b = {.data = weight.data(), .stride = 48, .transposed = true},
+                            .c = out.data(),
+                            .c_stride = 32};
+    Executor probe(Device::cpu, 2);
+    expected += cpu::onednn_gemm(probe, product) ? 0 : 1;
+    matmul_forward(x, out.slice(0, 0, rows), wider.slice(0, 0, rows).slice(1, 0, 48), weight, {});
+    EXPECT_EQ(refused_products(x).count, expected);
+  }
+}
+
 TEST(MatmulImplementations, OneDnnLeavesFp64ToThePackedProduct) {
   Executor x(Device::cpu, 1);
   TensorPool pool;
@@ -342,8 +411,9 @@ TEST(MatmulImplementations, PackedProductAllocatesNothing) {
 TEST(MatmulImplementations, OneDnnCompilesAProductOnce) {
   // oneDNN allocates its argument map in each execution, eight small pieces in 2.6.3 and nothing
   // of ours; compiling a primitive again would be hundreds.
-  constexpr int64_t kMostPerProduct = 16;
-  Executor x(Device::cpu, 2);
+  constexpr int kThreads = 2;
+  constexpr int64_t kMostPerProduct = 16 * kThreads;
+  Executor x(Device::cpu, kThreads);
   for (const Case& c : kCases) {
     TensorPool pool;
     const Drawn d = draw(pool, c, DType::fp32, DType::fp32, 0);

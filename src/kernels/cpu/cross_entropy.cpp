@@ -168,6 +168,7 @@ void cross_entropy_statistics(Executor& x, Tensor row_max, Tensor row_sum, Tenso
 }
 
 void cross_entropy_rescale(Executor&, Tensor row_sum, ConstTensor row_max, ConstTensor whole_max) {
+  const FlushDenormals flush;
   const auto rescale = [&]<typename S>(S) {
     const S* from = row_max.as<S>();
     const S* to = whole_max.as<S>();
@@ -180,6 +181,7 @@ void cross_entropy_rescale(Executor&, Tensor row_sum, ConstTensor row_max, Const
 
 void cross_entropy_forward(Executor&, Tensor loss_sum, Tensor lse, ConstTensor row_max,
                            ConstTensor row_sum, ConstTensor target_logit, ConstTensor targets) {
+  const FlushDenormals flush;
   // N numbers by one thread, in index order: the sum depends on nothing else.
   const auto reduce = [&]<typename S>(S) {
     const S* max = row_max.as<S>();

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/matmul_gemm.h"
 #include "kernels/cpu/matmul_onednn.h"
+#include "kernels/implementation.h"
 
 namespace gradus::cpu {
 namespace {
@@ -68,8 +70,26 @@ bool prefers_onednn(const Gemm& product) {
 }
 
 void multiply(Executor& x, const Gemm& product) {
-  if (prefers_onednn(product) && onednn_gemm(x, product)) return;
+  if (prefers_onednn(product)) {
+    if (onednn_gemm(x, product)) return;
+    auto& refused = x.state<RefusedProducts>();
+    if (refused.count++ == 0) {
+      refused.dtype = product.dtype;
+      refused.rows = product.rows;
+      refused.columns = product.columns;
+      refused.depth = product.depth;
+    }
+  }
   gemm(x, product);
+}
+
+/// ", limited by ONEDNN_MAX_CPU_ISA=AVX2", where oneDNN may do less than the processor can.
+std::string onednn_limit() {
+  for (const char* name : {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}) {
+    const char* value = std::getenv(name);
+    if (value != nullptr) return fmt::format("; oneDNN is limited by {}={}", name, value);
+  }
+  return {};
 }
 
 /// Enough for either: which of the two serves a product with strided rows is known when it comes.
@@ -149,10 +169,12 @@ int64_t matmul_forward_scratch(const Executor& x, int64_t max_rows, int64_t in_f
 
 std::string matmul_implementation(DType dtype) {
   if (onednn_is_preferred(dtype)) {
-    return fmt::format("oneDNN {} ({})", onednn_version(), onednn_instruction_set());
+    return fmt::format("oneDNN {} ({}){}", onednn_version(), onednn_instruction_set(),
+                       onednn_limit());
   }
-  return fmt::format("packed product ({}), {} arithmetic", vector_instruction_set(),
-                     to_string(accumulator_of(dtype)));
+  return fmt::format("packed product ({}), {} arithmetic{}", vector_instruction_set(),
+                     to_string(accumulator_of(dtype)),
+                     dtype == DType::fp64 ? "" : onednn_limit());
 }
 
 }  // namespace gradus::cpu

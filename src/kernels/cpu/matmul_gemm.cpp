@@ -24,17 +24,8 @@ constexpr int64_t kColumnSlab = 1024;
 // Up to so many columns, reading the rows of a where they are costs less than packing them; beyond,
 // one packed stream instead of six saves more than it cost.
 constexpr int64_t kMostColumnsInPlace = 512;
-// Multiplications from which on a second thread pays.
-constexpr int64_t kWorkForTeam = int64_t{1} << 17;
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-/// One thread or all: libgomp ends and makes threads anew where the size of a team changes.
-int team_size(const Executor& x, const Gemm& p) {
-  const double work =
-      static_cast<double>(p.rows) * static_cast<double>(p.columns) * static_cast<double>(p.depth);
-  return work < static_cast<double>(kWorkForTeam) ? 1 : x.threads();
-}
 
 /// Elements of the three pieces of scratch memory.
 struct ScratchSizes {
@@ -240,7 +231,7 @@ template <typename S, typename O>
 void gemm_of(Executor& x, const Gemm& p) {
   using T = Compute<S>;
   if (!gemm_packs(p)) {
-    run_team(team_size(x, p), [&](TeamMember member) { multiply_unpacked<S, O>(member, p); });
+    run_team(gemm_threads(x, p), [&](TeamMember member) { multiply_unpacked<S, O>(member, p); });
     return;
   }
   const ScratchSizes sizes = scratch_sizes<S>(p);
@@ -249,7 +240,7 @@ void gemm_of(Executor& x, const Gemm& p) {
   T* packed_b = scratch.take<T>(sizes.b);
   T* sums = sizes.sums > 0 ? scratch.take<T>(sizes.sums) : nullptr;
   const Product<S, O> product(p, packed_a, packed_b, sums);
-  run_team(team_size(x, p), [&](TeamMember member) { product.run(member); });
+  run_team(gemm_threads(x, p), [&](TeamMember member) { product.run(member); });
 }
 
 void gemm_any(Executor& x, const Gemm& p) {
@@ -342,6 +333,13 @@ void gemm(Executor& x, const Gemm& product) { HWY_DYNAMIC_DISPATCH(gemm_any)(x, 
 
 int64_t gemm_scratch(const Gemm& product) {
   return HWY_DYNAMIC_DISPATCH(gemm_scratch_any)(product);
+}
+
+int gemm_threads(const Executor& x, const Gemm& p) {
+  constexpr double kWorkForTeam = 1 << 17;  // multiplications from which on a second thread pays
+  const double work =
+      static_cast<double>(p.rows) * static_cast<double>(p.columns) * static_cast<double>(p.depth);
+  return work < kWorkForTeam ? 1 : x.threads();
 }
 
 bool gemm_packs(const Gemm& p) {

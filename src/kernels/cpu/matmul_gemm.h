@@ -40,6 +40,9 @@ struct Gemm {
 void gemm(Executor& x, const Gemm& product);
 /// Scratch bytes that gemm() needs.
 int64_t gemm_scratch(const Gemm& product);
+/// Threads that a product is cut for: one where it is too small for more, else all. Never another
+/// number: libgomp ends and makes threads anew where the size of a team changes.
+int gemm_threads(const Executor& x, const Gemm& product);
 /// Whether gemm() packs the operands of this product: it does not for a few rows.
 bool gemm_packs(const Gemm& product);
 

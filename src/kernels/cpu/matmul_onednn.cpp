@@ -2,16 +2,35 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <map>
 #include <utility>
 #include <vector>
 
 #include "core/error.h"
+#include "core/parallel_for.h"
 #include "kernels/cpu/matmul_onednn_api.h"
+#include "kernels/cpu/matmul_team.h"
 
 namespace gradus::cpu {
 namespace {
+
+/// While it lives, oneDNN works on the calling thread alone. A primitive is compiled for the team
+/// of that moment, and where OpenMP gives a smaller one later (OMP_THREAD_LIMIT, a parallel region
+/// around the call) parts of the product stay undone. So products are cut here, and each block is
+/// one thread's.
+class OneThread {
+ public:
+  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(before_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int before_;
+};
 
 dnnl::memory::data_type data_type(DType dtype) {
   return dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
@@ -31,6 +50,8 @@ dnnl::matmul::primitive_desc describe_product(const dnnl::engine& engine, const 
   const auto bias = describe_operand(1, p.columns, p.dtype, {.stride = p.columns});
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  // fp32 is fp32, whatever ONEDNN_DEFAULT_FPMATH_MODE says.
+  attributes.set_fpmath_mode(dnnl::fpmath_mode::strict);
   if (p.accumulate) {
     dnnl::post_ops add_c;
     add_c.append_sum(1.0f);
@@ -68,13 +89,99 @@ ShapeKey key_of(const Gemm& p) {
           p.accumulate};
 }
 
-/// One compiled product and the memory objects that it is run with, whose addresses change.
-class CompiledProduct {
- public:
-  CompiledProduct() = default;  ///< of a product that oneDNN does not serve
+/// A block of c, which one thread computes.
+struct Block {
+  int64_t row = 0;
+  int64_t rows = 0;
+  int64_t column = 0;
+  int64_t columns = 0;
 
-  CompiledProduct(const dnnl::engine& engine, const dnnl::matmul::primitive_desc& desc, bool bias)
-      : primitive_(desc), scratch_bytes_(scratchpad_bytes(desc)) {
+  bool same_size(const Block& other) const {
+    return rows == other.rows && columns == other.columns;
+  }
+};
+
+/// c cut into at most one block a thread, as equal as tiles of oneDNN's kernels allow. Depends on
+/// the product's size and on x.threads() alone.
+std::vector<Block> blocks_of(const Executor& x, const Gemm& p) {
+  constexpr int64_t kRowTile = 32;
+  constexpr int64_t kColumnTile = 64;
+  const auto tiles = [](int64_t count, int64_t tile) { return (count + tile - 1) / tile; };
+  const int64_t row_tiles = tiles(p.rows, kRowTile);
+  const int64_t column_tiles = tiles(p.columns, kColumnTile);
+  const TeamGrid grid = team_grid(gemm_threads(x, p), row_tiles, column_tiles);
+  const int64_t rows = tiles(row_tiles, grid.rows_of) * kRowTile;
+  const int64_t columns = tiles(column_tiles, grid.columns_of) * kColumnTile;
+  // A rest of one, which oneDNN must not be given (has_axis_of_one), goes to the block before it.
+  const auto length = [](int64_t most, int64_t left) {
+    return left - most == 1 ? left : std::min(most, left);
+  };
+  std::vector<Block> blocks;
+  Block block;
+  for (; block.row < p.rows; block.row += block.rows) {
+    block.rows = length(rows, p.rows - block.row);
+    for (block.column = 0; block.column < p.columns; block.column += block.columns) {
+      block.columns = length(columns, p.columns - block.column);
+      blocks.push_back(block);
+    }
+  }
+  return blocks;
+}
+
+const std::byte* moved(const void* data, int64_t elements, DType dtype) {
+  return static_cast<const std::byte*>(data) + elements * size_of(dtype);
+}
+
+/// The product of one block of p's c.
+Gemm product_of(Gemm p, const Block& block) {
+  p.a.data = moved(p.a.data, block.row * (p.a.transposed ? 1 : p.a.stride), p.dtype);
+  p.b.data = moved(p.b.data, block.column * (p.b.transposed ? p.b.stride : 1), p.dtype);
+  p.c = static_cast<std::byte*>(p.c) + (block.row * p.c_stride + block.column) * size_of(p.c_dtype);
+  if (p.bias != nullptr) p.bias = moved(p.bias, block.column, p.dtype);
+  p.rows = block.rows;
+  p.columns = block.columns;
+  return p;
+}
+
+/// The primitives of a product's blocks, one for each of their sizes; none where oneDNN serves not
+/// all of them.
+class Description {
+ public:
+  Description(const Executor& x, const dnnl::engine& engine, const Gemm& p)
+      : blocks_(blocks_of(x, p)) {
+    for (const Block& block : blocks_) {
+      const auto known = std::ranges::find_if(
+          blocks_, [&](const Block& earlier) { return earlier.same_size(block); });
+      const auto index = static_cast<size_t>(known - blocks_.begin());
+      primitives_.push_back(index < primitives_.size()
+                                ? primitives_[index]
+                                : describe_product(engine, product_of(p, block)));
+      served_ = served_ && primitives_.back();
+    }
+  }
+
+  bool served() const { return served_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
+  const dnnl::matmul::primitive_desc& primitive(size_t block) const { return primitives_[block]; }
+  /// Of each block: the largest need.
+  int64_t scratch_bytes() const {
+    int64_t bytes = 0;
+    for (const auto& primitive : primitives_) bytes = std::max(bytes, scratchpad_bytes(primitive));
+    return gradus::scratch_bytes<std::byte>(bytes);
+  }
+
+ private:
+  std::vector<Block> blocks_;
+  std::vector<dnnl::matmul::primitive_desc> primitives_;  ///< of each block
+  bool served_ = true;
+};
+
+/// A compiled block and the memory objects that it is run with, whose addresses change.
+class CompiledBlock {
+ public:
+  CompiledBlock(const dnnl::engine& engine, const dnnl::matmul::primitive_desc& desc,
+                const Block& block, bool bias)
+      : block_(block), primitive_(desc), stream_(engine) {
     add(DNNL_ARG_SRC, desc.src_desc(), engine);
     add(DNNL_ARG_WEIGHTS, desc.weights_desc(), engine);
     add(DNNL_ARG_DST, desc.dst_desc(), engine);
@@ -82,24 +189,20 @@ class CompiledProduct {
     if (bias) add(DNNL_ARG_BIAS, desc.bias_desc(), engine);
   }
 
-  bool usable() const { return static_cast<bool>(primitive_); }
-
-  int64_t scratch_bytes() const { return gradus::scratch_bytes<std::byte>(scratch_bytes_); }
-
-  void run(Executor& x, dnnl::stream& stream, const Gemm& p) {
-    Scratch scratch(x);
+  void point_at(const Gemm& whole, std::byte* scratch) {
+    const Gemm p = product_of(whole, block_);
     // oneDNN takes addresses without const; it reads a, b and bias only.
-    const std::array<const void*, 5> addresses = {p.a.data, p.b.data, p.c,
-                                                  scratch.take<std::byte>(scratch_bytes_), p.bias};
+    const std::array<const void*, 5> addresses = {p.a.data, p.b.data, p.c, scratch, p.bias};
     for (size_t i = 0; i < memories_.size(); ++i) {
       memories_[i].set_data_handle(const_cast<void*>(addresses[i]));
     }
-    // The C call: the C++ one builds a map of the arguments at every execution.
-    dnnl::error::wrap_c_api(
-        dnnl_primitive_execute(primitive_.get(), stream.get(), static_cast<int>(arguments_.size()),
-                               arguments_.data()),
-        "could not execute a matrix product");
-    stream.wait();
+  }
+
+  /// The C call: the C++ one builds a map of the arguments at every execution.
+  dnnl_status_t run() noexcept {
+    const OneThread alone;
+    return dnnl_primitive_execute(primitive_.get(), stream_.get(),
+                                  static_cast<int>(arguments_.size()), arguments_.data());
   }
 
  private:
@@ -108,42 +211,76 @@ class CompiledProduct {
     arguments_.push_back({argument, memories_.back().get()});
   }
 
+  Block block_;
   dnnl::matmul primitive_;
-  int64_t scratch_bytes_ = 0;
+  dnnl::stream stream_;
   std::vector<dnnl::memory> memories_;
   std::vector<dnnl_exec_arg_t> arguments_;
+};
+
+/// One compiled product.
+class CompiledProduct {
+ public:
+  CompiledProduct() = default;  ///< of a product that oneDNN does not serve
+
+  CompiledProduct(const dnnl::engine& engine, const Description& desc, bool bias)
+      : scratch_bytes_(desc.scratch_bytes()) {
+    for (size_t i = 0; i < desc.blocks().size(); ++i) {
+      blocks_.emplace_back(engine, desc.primitive(i), desc.blocks()[i], bias);
+    }
+  }
+
+  bool usable() const { return !blocks_.empty(); }
+  int64_t scratch_bytes() const { return scratch_bytes_ * static_cast<int64_t>(blocks_.size()); }
+
+  void run(Executor& x, const Gemm& p) {
+    Scratch scratch(x);
+    auto* memory = scratch.take<std::byte>(scratch_bytes());
+    for (CompiledBlock& block : blocks_) {
+      block.point_at(p, memory);
+      memory += scratch_bytes_;
+    }
+    std::atomic<dnnl_status_t> status = dnnl_success;
+    parallel_for(x, static_cast<int64_t>(blocks_.size()), 1, [&](int64_t i) {
+      const dnnl_status_t of_block = blocks_[static_cast<size_t>(i)].run();
+      if (of_block != dnnl_success) status = of_block;
+    });
+    dnnl::error::wrap_c_api(status, "could not execute a matrix product");
+  }
+
+ private:
+  std::vector<CompiledBlock> blocks_;
+  int64_t scratch_bytes_ = 0;  ///< of each block
 };
 
 /// An executor's oneDNN objects.
 class OneDnn {
  public:
-  void run(Executor& x, CompiledProduct& product, const Gemm& p) { product.run(x, stream_, p); }
-
-  CompiledProduct& compiled(const Gemm& p) {
+  CompiledProduct& compiled(const Executor& x, const Gemm& p) {
     const ShapeKey key = key_of(p);
     const auto found = products_.find(key);
     if (found != products_.end()) return found->second;
     // A model has a few dozen shapes; prompts of every length would collect without end.
     if (products_.size() >= kMostProducts) products_.clear();
-    return products_[key] = compile(p);
+    return products_[key] = compile(x, p);
   }
 
  private:
   static constexpr size_t kMostProducts = 512;
 
-  CompiledProduct compile(const Gemm& p) const {
-    const auto desc = describe_product(engine_, p);
-    if (!desc) return {};
+  CompiledProduct compile(const Executor& x, const Gemm& p) const {
+    const OneThread alone;
+    const Description desc(x, engine_, p);
+    if (!desc.served()) return {};
     const Gemm plain = contiguous(p);
     if (key_of(plain) != key_of(p)) {
-      const auto plain_desc = describe_product(engine_, plain);
-      if (!plain_desc || scratchpad_bytes(desc) > scratchpad_bytes(plain_desc)) return {};
+      const Description plain_desc(x, engine_, plain);
+      if (!plain_desc.served() || desc.scratch_bytes() > plain_desc.scratch_bytes()) return {};
     }
     return {engine_, desc, p.bias != nullptr};
   }
 
   dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
-  dnnl::stream stream_{engine_};
   std::map<ShapeKey, CompiledProduct> products_;
 };
 
@@ -191,13 +328,10 @@ std::string onednn_version() {
 
 bool onednn_gemm(Executor& x, const Gemm& product) {
   if (!onednn_knows(product)) return false;
-  // oneDNN asks OpenMP for its team, when it compiles and when it runs.
-  omp_set_num_threads(x.threads());
   try {
-    auto& library = x.state<OneDnn>();
-    CompiledProduct& compiled = library.compiled(product);
+    CompiledProduct& compiled = x.state<OneDnn>().compiled(x, product);
     if (!compiled.usable() || compiled.scratch_bytes() > x.scratch_left()) return false;
-    library.run(x, compiled, product);
+    compiled.run(x, product);
     return true;
   } catch (const dnnl::error& error) {
     throw Error(fmt::format("oneDNN matrix product of {} rows, {} columns and depth {} in {}: {}",
@@ -208,10 +342,10 @@ bool onednn_gemm(Executor& x, const Gemm& product) {
 
 int64_t onednn_scratch(const Executor& x, const Gemm& product) {
   if (!onednn_knows(product)) return 0;
-  omp_set_num_threads(x.threads());
+  const OneThread alone;
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  const auto desc = describe_product(engine, contiguous(product));
-  return desc ? scratch_bytes<std::byte>(scratchpad_bytes(desc)) : 0;
+  const Description desc(x, engine, contiguous(product));
+  return desc.served() ? desc.scratch_bytes() * static_cast<int64_t>(desc.blocks().size()) : 0;
 }
 
 }  // namespace gradus::cpu

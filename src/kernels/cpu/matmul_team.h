@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "core/flush_denormals.h"
+
 namespace gradus::cpu {
 
 /// A thread's place among those that compute one product together.
@@ -25,17 +27,23 @@ struct TeamMember {
   }
 };
 
-/// Calls body(member) once on each of `threads` threads, which may meet at member.barrier(). body
-/// must not throw. Beside core/parallel_for.h because a product's threads pack together, wait and
-/// then multiply, and a barrier costs less than ending and starting a parallel region.
+/// Calls body(member) once on each thread of a team, which may meet at member.barrier(). `threads`
+/// are asked for; member.threads is how many came, and body must do the whole work, to the same
+/// bits, whatever that is. Denormals are flushed. body must not throw. Beside core/parallel_for.h
+/// because a product's threads pack together, wait and then multiply, and a barrier costs less than
+/// ending and starting a parallel region.
 template <typename Body>
 void run_team(int threads, Body&& body) {
   if (threads <= 1) {
+    const FlushDenormals flush;
     body(TeamMember{});
     return;
   }
 #pragma omp parallel num_threads(threads)
-  body(TeamMember{omp_get_thread_num(), omp_get_num_threads()});
+  {
+    const FlushDenormals flush;
+    body(TeamMember{omp_get_thread_num(), omp_get_num_threads()});
+  }
 }
 
 /// A matrix of tiles cut over a team: rows_of × columns_of members.
