@@ -9,11 +9,7 @@ namespace {
 /// A (B, T, H, D) tensor of these sizes on x, its last axis contiguous.
 void require_heads(const char* operation, const Executor& x, const char* argument,
                    const ConstTensor& tensor, DType dtype, const Shape& expected) {
-  if (!tensor.defined()) throw ShapeError("{}: {} is missing", operation, argument);
-  if (tensor.device() != x.device()) {
-    throw ShapeError("{}: {} is on {}, the operation runs on {}", operation, describe(tensor),
-                     to_string(tensor.device()), to_string(x.device()));
-  }
+  require_on_device(operation, x, {{argument, tensor}});
   require_dtype(operation, argument, tensor, dtype);
   require_shape(operation, argument, tensor, expected);
   if (tensor.stride(-1) != 1 && tensor.size(-1) != 1) {
@@ -24,7 +20,7 @@ void require_heads(const char* operation, const Executor& x, const char* argumen
 
 void require_statistics(const char* operation, const Executor& x, const char* argument,
                         const ConstTensor& tensor, const ConstTensor& q) {
-  require_contiguous(operation, x, {tensor});
+  require_contiguous(operation, x, {{argument, tensor}});
   require_dtype(operation, argument, tensor, accumulator_of(q.dtype()));
   require_shape(operation, argument, tensor, {q.size(0), q.size(2), q.size(1)});
 }
@@ -62,10 +58,7 @@ void require_spec(const char* operation, const Executor& x, const ConstTensor& q
   }
   if (spec.document_start.defined()) {
     const ConstTensor& starts = spec.document_start;
-    if (starts.device() != x.device()) {
-      throw ShapeError("{}: document_start is on {}, the operation runs on {}", operation,
-                       to_string(starts.device()), to_string(x.device()));
-    }
+    require_on_device(operation, x, {{"document_start", starts}});
     require_dtype(operation, "document_start", starts, DType::i32);
     require_shape(operation, "document_start", starts, {q.size(0), q.size(1)});
   }

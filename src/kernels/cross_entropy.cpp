@@ -9,7 +9,7 @@ namespace {
 /// logits (N, V_tp) in fp32 or fp64, targets i32 (N), and where the columns lie.
 void require_logits(const char* operation, const Executor& x, const ConstTensor& logits,
                     const ConstTensor& targets, int64_t first_column, int64_t vocabulary) {
-  require_contiguous(operation, x, {logits, targets});
+  require_contiguous(operation, x, {{"logits", logits}, {"targets", targets}});
   if (logits.rank() != 2 || (logits.dtype() != DType::fp32 && logits.dtype() != DType::fp64)) {
     throw ShapeError("{}: logits is {}, expected fp32 or fp64 (N, V_tp)", operation,
                      describe(logits));
@@ -24,7 +24,7 @@ void require_logits(const char* operation, const Executor& x, const ConstTensor&
 
 void require_statistic(const char* operation, const char* argument, const Executor& x,
                        const ConstTensor& statistic, int64_t rows, DType dtype) {
-  require_contiguous(operation, x, {statistic});
+  require_contiguous(operation, x, {{argument, statistic}});
   require_shape(operation, argument, statistic, {rows});
   require_dtype(operation, argument, statistic, dtype);
 }
@@ -49,7 +49,7 @@ void cross_entropy_statistics(Executor& x, Tensor row_max, Tensor row_sum, Tenso
 void cross_entropy_rescale(Executor& x, Tensor row_sum, ConstTensor row_max,
                            ConstTensor whole_max) {
   constexpr const char* kName = "cross_entropy_rescale";
-  require_contiguous(kName, x, {row_sum});
+  require_contiguous(kName, x, {{"row_sum", row_sum}});
   if (row_sum.dtype() != DType::fp32 && row_sum.dtype() != DType::fp64) {
     refuse_dtypes(kName, {row_sum});
   }
@@ -63,7 +63,7 @@ void cross_entropy_rescale(Executor& x, Tensor row_sum, ConstTensor row_max,
 void cross_entropy_forward(Executor& x, Tensor loss_sum, Tensor lse, ConstTensor row_max,
                            ConstTensor row_sum, ConstTensor target_logit, ConstTensor targets) {
   constexpr const char* kName = "cross_entropy_forward";
-  require_contiguous(kName, x, {loss_sum, lse, targets});
+  require_contiguous(kName, x, {{"loss_sum", loss_sum}, {"lse", lse}, {"targets", targets}});
   require_shape(kName, "loss_sum", loss_sum, {1});
   require_dtype(kName, "loss_sum", loss_sum, DType::fp64);
   if (lse.rank() != 1 || (lse.dtype() != DType::fp32 && lse.dtype() != DType::fp64)) {
@@ -83,7 +83,7 @@ void cross_entropy_backward(Executor& x, Tensor dlogits, ConstTensor logits, Con
                             double scale) {
   constexpr const char* kName = "cross_entropy_backward";
   require_logits(kName, x, logits, targets, first_column, vocabulary);
-  require_contiguous(kName, x, {dlogits});
+  require_contiguous(kName, x, {{"dlogits", dlogits}});
   require_shape(kName, "dlogits", dlogits, logits.shape());
   require_statistic(kName, "lse", x, lse, logits.size(0), logits.dtype());
   const bool narrowed = dlogits.dtype() == DType::bf16 && logits.dtype() == DType::fp32;

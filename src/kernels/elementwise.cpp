@@ -6,13 +6,13 @@
 namespace gradus {
 
 void fill(Executor& x, Tensor out, double value) {
-  require_contiguous("fill", x, {out});
+  require_contiguous("fill", x, {{"out", out}});
   cpu::fill(x, out, value);
   x.completed("fill", {out});
 }
 
 void copy(Executor& x, Tensor out, ConstTensor in) {
-  require_contiguous("copy", x, {out, in});
+  require_contiguous("copy", x, {{"out", out}, {"in", in}});
   if (out.numel() != in.numel()) {
     throw ShapeError("copy: {} and {} differ in size", describe(out), describe(in));
   }
@@ -21,6 +21,7 @@ void copy(Executor& x, Tensor out, ConstTensor in) {
 }
 
 void copy_strided(Executor& x, Tensor out, ConstTensor in) {
+  require_on_device("copy_strided", x, {{"out", out}, {"in", in}});
   require_shape("copy_strided", "in", in, out.shape());
   require_dtype("copy_strided", "in", in, out.dtype());
   if (out.numel() > 0 && (out.stride(-1) != 1 || in.stride(-1) != 1)) {
@@ -32,7 +33,7 @@ void copy_strided(Executor& x, Tensor out, ConstTensor in) {
 }
 
 void add(Executor& x, Tensor out, ConstTensor in) {
-  require_contiguous("add", x, {out, in});
+  require_contiguous("add", x, {{"out", out}, {"in", in}});
   require_shape("add", "in", in, out.shape());
   require_dtype("add", "in", in, out.dtype());
   cpu::add(x, out, in);
@@ -40,13 +41,13 @@ void add(Executor& x, Tensor out, ConstTensor in) {
 }
 
 void scale(Executor& x, Tensor inout, double factor) {
-  require_contiguous("scale", x, {inout});
+  require_contiguous("scale", x, {{"inout", inout}});
   cpu::scale(x, inout, factor);
   x.completed("scale", {inout});
 }
 
 bool all_finite(Executor& x, ConstTensor in) {
-  require_contiguous("all_finite", x, {in});
+  require_contiguous("all_finite", x, {{"in", in}});
   return cpu::all_finite(x, in);
 }
 

@@ -8,7 +8,8 @@ namespace {
 
 void require_tokens(const char* operation, Executor& x, const ConstTensor& rows,
                     const ConstTensor& tokens, const ConstTensor& table) {
-  require_contiguous(operation, x, {rows, tokens, table});
+  require_contiguous(operation, x,
+                     {{"the embedded tokens", rows}, {"tokens", tokens}, {"the table", table}});
   require_rank(operation, "tokens", tokens, 2);
   require_rank(operation, "the table", table, 2);
   require_dtype(operation, "tokens", tokens, DType::i32);
@@ -18,7 +19,7 @@ void require_tokens(const char* operation, Executor& x, const ConstTensor& rows,
 
 void require_positions(const char* operation, Executor& x, const ConstTensor& rows,
                        const ConstTensor& table, int64_t first_position, const Dropout& dropout) {
-  require_contiguous(operation, x, {rows, table});
+  require_contiguous(operation, x, {{"the residual stream", rows}, {"the table", table}});
   require_rank(operation, "the residual stream", rows, 3);
   require_shape(operation, "the table", table, {table.size(0), rows.size(2)});
   if (first_position < 0 || first_position + rows.size(1) > table.size(0)) {

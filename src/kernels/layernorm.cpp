@@ -11,7 +11,12 @@ namespace {
 void require_rows(const char* operation, Executor& x, const ConstTensor& in,
                   const ConstTensor& activation, const ConstTensor& weight, const ConstTensor& mean,
                   const ConstTensor& rstd) {
-  require_contiguous(operation, x, {in, activation, weight, mean, rstd});
+  require_contiguous(operation, x,
+                     {{"in", in},
+                      {"out or dout", activation},
+                      {"weight", weight},
+                      {"mean", mean},
+                      {"rstd", rstd}});
   require_precision(operation, in, activation);
   const int64_t channels = in.size(-1);
   if (channels == 0) throw ShapeError("{}: {} has no channels", operation, describe(in));
@@ -34,7 +39,7 @@ void layernorm_forward(Executor& x, Tensor out, Tensor mean, Tensor rstd, ConstT
   require_rows(kName, x, in, out, weight, mean, rstd);
   require_shape(kName, "out", out, in.shape());
   if (bias.defined()) {
-    require_contiguous(kName, x, {bias});
+    require_contiguous(kName, x, {{"bias", bias}});
     require_shape(kName, "bias", bias, weight.shape());
     require_dtype(kName, "bias", bias, weight.dtype());
   }
@@ -46,14 +51,14 @@ void layernorm_backward(Executor& x, Tensor din, Tensor dweight, Tensor dbias, C
                         ConstTensor in, ConstTensor weight, ConstTensor mean, ConstTensor rstd) {
   constexpr const char* kName = "layernorm_backward";
   require_rows(kName, x, in, dout, weight, mean, rstd);
-  require_contiguous(kName, x, {din, dweight});
+  require_contiguous(kName, x, {{"din", din}, {"dweight", dweight}});
   require_shape(kName, "dout", dout, in.shape());
   require_shape(kName, "din", din, in.shape());
   require_dtype(kName, "din", din, in.dtype());
   require_shape(kName, "dweight", dweight, weight.shape());
   require_dtype(kName, "dweight", dweight, accumulator_of(in.dtype()));
   if (dbias.defined()) {
-    require_contiguous(kName, x, {dbias});
+    require_contiguous(kName, x, {{"dbias", dbias}});
     require_shape(kName, "dbias", dbias, weight.shape());
     require_dtype(kName, "dbias", dbias, accumulator_of(in.dtype()));
   }

@@ -9,11 +9,7 @@ namespace {
 /// A (…, columns) argument whose leading axes can be walked as rows with one stride.
 void require_rows(const char* operation, const char* argument, const Executor& x,
                   const ConstTensor& tensor) {
-  if (!tensor.defined()) throw ShapeError("{}: {} is missing", operation, argument);
-  if (tensor.device() != x.device()) {
-    throw ShapeError("{}: {} {} is on {}, the operation runs on {}", operation, argument,
-                     describe(tensor), to_string(tensor.device()), to_string(x.device()));
-  }
+  require_on_device(operation, x, {{argument, tensor}});
   if (tensor.size(-1) == 0) {
     throw ShapeError("{}: {} {} has no features", operation, argument, describe(tensor));
   }
@@ -43,7 +39,7 @@ void require_product(const char* operation, const Executor& x, const char* wide_
                      const char* weight_name, const ConstTensor& weight) {
   require_rows(operation, wide_name, x, wide);
   require_rows(operation, narrow_name, x, narrow);
-  require_contiguous(operation, x, {weight});
+  require_contiguous(operation, x, {{weight_name, weight}});
   require_shape(operation, weight_name, weight, {wide.size(-1), narrow.size(-1)});
   if (rows_of(wide) != rows_of(narrow)) {
     throw ShapeError("{}: {} {} and {} {} differ in rows", operation, wide_name, describe(wide),
@@ -72,7 +68,7 @@ void matmul_forward(Executor& x, Tensor out, ConstTensor in, ConstTensor weight,
   require_operands("matmul_forward", in, weight);
   require_result("matmul_forward", "out", out, in.dtype());
   if (bias.defined()) {
-    require_contiguous("matmul_forward", x, {bias});
+    require_contiguous("matmul_forward", x, {{"bias", bias}});
     require_shape("matmul_forward", "bias", bias, {out.size(-1)});
     require_dtype("matmul_forward", "bias", bias, in.dtype());
   }
@@ -94,7 +90,7 @@ void matmul_backward_weight(Executor& x, Tensor dweight, Tensor dbias, ConstTens
   require_operands("matmul_backward_weight", dout, in);
   require_dtype("matmul_backward_weight", "dweight", dweight, accumulator_of(in.dtype()));
   if (dbias.defined()) {
-    require_contiguous("matmul_backward_weight", x, {dbias});
+    require_contiguous("matmul_backward_weight", x, {{"dbias", dbias}});
     require_shape("matmul_backward_weight", "dbias", dbias, {dout.size(-1)});
     require_dtype("matmul_backward_weight", "dbias", dbias, accumulator_of(in.dtype()));
   }

@@ -1,6 +1,5 @@
-#include "kernels/optimizer.h"
-
 #include "kernels/cpu/optimizer.h"
+#include "kernels/optimizer.h"
 #include "kernels/validate.h"
 
 namespace gradus {
@@ -15,7 +14,7 @@ void require_state(const char* operation, const ConstTensor& state) {
 
 void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
   constexpr const char* kName = "sum_of_squares";
-  require_contiguous(kName, x, {partials, in});
+  require_contiguous(kName, x, {{"partials", partials}, {"in", in}});
   require_dtype(kName, "partials", partials, DType::fp64);
   require_shape(kName, "partials", partials, {norm_chunks(in.numel())});
   cpu::sum_of_squares(x, partials, in);
@@ -24,7 +23,7 @@ void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
 
 void sum_partials(Executor& x, Tensor out, ConstTensor partials) {
   constexpr const char* kName = "sum_partials";
-  require_contiguous(kName, x, {out, partials});
+  require_contiguous(kName, x, {{"out", out}, {"partials", partials}});
   require_dtype(kName, "out", out, DType::fp64);
   require_shape(kName, "out", out, {1});
   require_dtype(kName, "partials", partials, DType::fp64);
@@ -35,7 +34,7 @@ void sum_partials(Executor& x, Tensor out, ConstTensor partials) {
 void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor loss,
                  const StepDecision& decision) {
   constexpr const char* kName = "decide_step";
-  require_contiguous(kName, x, {state, partials, loss});
+  require_contiguous(kName, x, {{"state", state}, {"partials", partials}, {"loss", loss}});
   require_state(kName, state);
   require_dtype(kName, "partials", partials, DType::fp64);
   require_dtype(kName, "loss", loss, DType::fp64);
@@ -47,11 +46,12 @@ void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor lo
 void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
                 ConstTensor state, const AdamW& options) {
   constexpr const char* kName = "adamw_step";
-  require_contiguous(kName, x, {param, m, v, grad, state});
+  require_contiguous(kName, x,
+                     {{"param", param}, {"m", m}, {"v", v}, {"grad", grad}, {"state", state}});
   require_state(kName, state);
   const DType weights = accumulator_of(param.dtype());
   if (master.defined()) {
-    require_contiguous(kName, x, {master});
+    require_contiguous(kName, x, {{"master", master}});
     require_shape(kName, "master", master, param.shape());
     if (param.dtype() != DType::bf16 || master.dtype() != DType::fp32) {
       refuse_dtypes(kName, {param, master});

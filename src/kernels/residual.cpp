@@ -8,7 +8,7 @@ namespace gradus {
 void residual_forward(Executor& x, Tensor out, ConstTensor in, ConstTensor bias,
                       ConstTensor residual, const Dropout& dropout) {
   constexpr const char* kName = "residual_forward";
-  require_contiguous(kName, x, {out, in, residual});
+  require_contiguous(kName, x, {{"out", out}, {"in", in}, {"residual", residual}});
   require_rank(kName, "residual", residual, 3);
   require_shape(kName, "out", out, residual.shape());
   require_shape(kName, "in", in, residual.shape());
@@ -16,7 +16,7 @@ void residual_forward(Executor& x, Tensor out, ConstTensor in, ConstTensor bias,
   require_precision(kName, residual, in);
   require_dropout(kName, dropout);
   if (bias.defined()) {
-    require_contiguous(kName, x, {bias});
+    require_contiguous(kName, x, {{"bias", bias}});
     require_shape(kName, "bias", bias, {residual.size(-1)});
     require_dtype(kName, "bias", bias, in.dtype());
   }
@@ -27,13 +27,13 @@ void residual_forward(Executor& x, Tensor out, ConstTensor in, ConstTensor bias,
 void residual_backward(Executor& x, Tensor din, Tensor dbias, ConstTensor dout,
                        const Dropout& dropout) {
   constexpr const char* kName = "residual_backward";
-  require_contiguous(kName, x, {din, dout});
+  require_contiguous(kName, x, {{"din", din}, {"dout", dout}});
   require_rank(kName, "dout", dout, 3);
   require_shape(kName, "din", din, dout.shape());
   require_precision(kName, dout, din);
   require_dropout(kName, dropout);
   if (dbias.defined()) {
-    require_contiguous(kName, x, {dbias});
+    require_contiguous(kName, x, {{"dbias", dbias}});
     require_shape(kName, "dbias", dbias, {dout.size(-1)});
     require_dtype(kName, "dbias", dbias, accumulator_of(dout.dtype()));
   }

@@ -12,17 +12,34 @@ namespace gradus {
 /// The checks that every operation makes before it picks an implementation. Each throws ShapeError
 /// and names the operation and the tensor.
 
-/// The tensor is defined, on x's device and contiguous.
-inline void require_contiguous(const char* operation, const Executor& x,
-                               std::initializer_list<ConstTensor> tensors) {
-  for (const ConstTensor& tensor : tensors) {
-    if (!tensor.defined()) throw ShapeError("{}: a tensor is missing", operation);
+/// A tensor under the name that the operation's contract has for it.
+struct Argument {
+  const char* name;
+  ConstTensor tensor;
+};
+
+/// The tensors are defined, have memory and are on x's device.
+inline void require_on_device(const char* operation, const Executor& x,
+                              std::initializer_list<Argument> arguments) {
+  for (const auto& [name, tensor] : arguments) {
+    if (!tensor.defined()) throw ShapeError("{}: {} is missing", operation, name);
     if (tensor.device() != x.device()) {
-      throw ShapeError("{}: {} is on {}, the operation runs on {}", operation, describe(tensor),
-                       to_string(tensor.device()), to_string(x.device()));
+      throw ShapeError("{}: {} {} is on {}, the operation runs on {}", operation, name,
+                       describe(tensor), to_string(tensor.device()), to_string(x.device()));
     }
+    if (tensor.data() == nullptr && tensor.numel() > 0) {
+      throw ShapeError("{}: {} {} has no memory", operation, name, describe(tensor));
+    }
+  }
+}
+
+/// The same, and contiguous.
+inline void require_contiguous(const char* operation, const Executor& x,
+                               std::initializer_list<Argument> arguments) {
+  require_on_device(operation, x, arguments);
+  for (const auto& [name, tensor] : arguments) {
     if (!tensor.contiguous()) {
-      throw ShapeError("{}: {} is not contiguous", operation, describe(tensor));
+      throw ShapeError("{}: {} {} is not contiguous", operation, name, describe(tensor));
     }
   }
 }

@@ -19,7 +19,7 @@ struct DropoutSites {
   double p = 0.0;
   uint64_t seed = 0;
   int64_t first_sample = 0;    ///< global sample number of the micro-batch's first sequence
-  int64_t first_position = 0;  ///< of the tokens that this rank holds (sequence parallelism)
+  int64_t first_position = 0;  ///< that masks are drawn for, of this rank's tokens
   int64_t first_head = 0;      ///< of the heads that this rank holds
 
   Dropout at(int64_t layer, DropoutSite site) const {

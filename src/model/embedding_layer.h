@@ -17,8 +17,10 @@ struct EmbeddingParams {
   static EmbeddingParams bind(const Parameters& parameters, Tensor Parameter::*view);
 };
 
-/// out_part = dropout(token[tokens] + position[first_position + t]). full: (B, T, C), this rank's
-/// summand of the token embedding; the same tensor as out_part without sequence parallelism.
+/// out_part = dropout(token[tokens] + position[first_position + t]), t counted over the tokens of
+/// all ranks: under sequence parallelism this rank's begin at tp.rank() · T_part. full: (B, T, C),
+/// this rank's summand of the token embedding; the same tensor as out_part without sequence
+/// parallelism.
 void embedding_forward(Executor& x, const Tensor& out_part, const Tensor& full,
                        const ConstTensor& tokens, const EmbeddingParams& w, int64_t first_position,
                        const DropoutSites& dropout, TensorParallel& tp);

@@ -35,6 +35,11 @@ GptDecoder::GptDecoder(const Gpt::Options& options, TensorParallel& tp)
   if (options.B != 1 || options.keep != Keep::nothing) {
     throw ShapeError("a decoder works on one sequence and keeps nothing for backward");
   }
+  if (tp.size() != 1) {
+    throw ShapeError(
+        "a decoder works on one rank, tp has {}: its logits are of the whole vocabulary",
+        tp.size());
+  }
 }
 
 void GptDecoder::declare(TensorVisitor& visitor, const Parameters& parameters, const Executor& x) {

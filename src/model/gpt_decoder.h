@@ -14,7 +14,8 @@ namespace gradus {
 /// of the tokens before them in a cache. Its blocks are those of training.
 class GptDecoder {
  public:
-  /// options.B must be 1, options.keep Keep::nothing; options.T is the cache's length.
+  /// options.B must be 1, options.keep Keep::nothing and tp a group of one; options.T is the
+  /// cache's length. Throws ShapeError.
   GptDecoder(const Gpt::Options& options, TensorParallel& tp);
 
   void declare(TensorVisitor& visitor, const Parameters& parameters, const Executor& x);

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "core/error.h"
+
 namespace gradus {
 
 Tensor LayerTensors::declare(std::string_view name, DType dtype, const Shape& shape,
@@ -10,9 +12,21 @@ Tensor LayerTensors::declare(std::string_view name, DType dtype, const Shape& sh
     return visitor_.declare(prefix_ + "." + std::string(name), dtype, shape, lifetime);
   }
   const auto known = shared_.find(name);
-  if (known != shared_.end()) return known->second;
+  if (known != shared_.end()) {
+    const Shared& first = known->second;
+    if (first.tensor.dtype() != dtype || first.tensor.shape() != shape) {
+      throw ShapeError("transient {} is {} {} in {} and {} in {}: layers that share it must agree",
+                       name, to_string(dtype), to_string(shape), prefix_, describe(first.tensor),
+                       first.layer);
+    }
+    if (!(first.lifetime == lifetime)) {
+      throw ShapeError("transient {} is needed at other instants in {} than in {}", name, prefix_,
+                       first.layer);
+    }
+    return first.tensor;
+  }
   const Tensor tensor = visitor_.declare("shared." + std::string(name), dtype, shape, lifetime);
-  shared_.emplace(std::string(name), tensor);
+  shared_.emplace(std::string(name), Shared{tensor, lifetime, prefix_});
   return tensor;
 }
 

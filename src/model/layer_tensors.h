@@ -17,12 +17,20 @@ class LayerTensors {
   /// Names the layer whose tensors are declared from now on, for example "block.3".
   void begin_layer(std::string prefix) { prefix_ = std::move(prefix); }
 
+  /// Throws ShapeError for a transient that an earlier layer declared otherwise: the two would
+  /// share memory that fits one of them.
   Tensor declare(std::string_view name, DType dtype, const Shape& shape, const Lifetime& lifetime);
 
  private:
+  struct Shared {
+    Tensor tensor;
+    Lifetime lifetime;
+    std::string layer;  ///< that declared it first
+  };
+
   TensorVisitor& visitor_;
   std::string prefix_;
-  std::map<std::string, Tensor, std::less<>> shared_;
+  std::map<std::string, Shared, std::less<>> shared_;
 };
 
 }  // namespace gradus

@@ -1,9 +1,12 @@
 #include "kernels/elementwise.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <string>
 
 #include "core/error.h"
 #include "support/tensors.h"
@@ -90,6 +93,35 @@ TEST(Elementwise, RefusesWhatDoesNotFit) {
   EXPECT_THROW(copy(x, a, pool.normal({3}, DType::fp32)), ShapeError);
   EXPECT_THROW(fill(x, a.transpose(0, 1), 0.0), ShapeError);
   EXPECT_THROW(fill(x, Tensor(), 0.0), ShapeError);
+}
+
+TEST(Elementwise, NamesTheTensorThatIsMissing) {
+  Executor x(Device::cpu, 1);
+  TensorPool pool;
+  const Tensor a = pool.normal({4, 4}, DType::fp32, 1.0, "a");
+  const Tensor none;
+  const Tensor planned(nullptr, DType::fp32, Device::cpu, {4, 4}, "planned");
+  const auto refusal = [](const std::function<void()>& call) -> std::string {
+    try {
+      call();
+    } catch (const ShapeError& error) {
+      return error.what();
+    }
+    return "nothing was refused";
+  };
+  using testing::HasSubstr;
+  EXPECT_THAT(refusal([&] { fill(x, none, 0.0); }), HasSubstr("fill: out is missing"));
+  EXPECT_THAT(refusal([&] { copy(x, none, a); }), HasSubstr("copy: out is missing"));
+  EXPECT_THAT(refusal([&] { copy(x, a, none); }), HasSubstr("copy: in is missing"));
+  EXPECT_THAT(refusal([&] { copy_strided(x, none, none); }),
+              HasSubstr("copy_strided: out is missing"));
+  EXPECT_THAT(refusal([&] { copy_strided(x, a, none); }), HasSubstr("copy_strided: in is missing"));
+  EXPECT_THAT(refusal([&] { add(x, none, none); }), HasSubstr("add: out is missing"));
+  EXPECT_THAT(refusal([&] { add(x, a, none); }), HasSubstr("add: in is missing"));
+  EXPECT_THAT(refusal([&] { scale(x, none, 1.0); }), HasSubstr("scale: inout is missing"));
+  EXPECT_THAT(refusal([&] { all_finite(x, none); }), HasSubstr("all_finite: in is missing"));
+  EXPECT_THAT(refusal([&] { copy_strided(x, a, planned); }),
+              HasSubstr("copy_strided: in planned fp32 (4, 4) has no memory"));
 }
 
 }  // namespace

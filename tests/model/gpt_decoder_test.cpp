@@ -2,6 +2,7 @@
 
 #include "model/gpt_decoder.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -227,6 +228,9 @@ TEST(GptDecoder, RefusesToWorkOnSeveralSequencesOrForBackward) {
   Gpt::Options longer = good;
   longer.T = 6;
   EXPECT_THROW(GptDecoder(longer, tp), ShapeError);
+  TensorParallel two(1, 2, false);  // its logits would be of a part of the vocabulary
+  EXPECT_THAT([&] { GptDecoder(good, two); },
+              testing::ThrowsMessage<ShapeError>(testing::HasSubstr("tp has 2")));
 }
 
 }  // namespace
