@@ -59,7 +59,8 @@ function(gradus_library name)
 endfunction()
 
 # gradus_test(NAME SOURCES file… LINK target… [LABELS label…]): one GoogleTest program and
-# one ctest entry. NAME is the path below tests/ with slashes as dots.
+# one ctest entry. NAME is the path below tests/ with slashes as dots. Threads sleep soon where they
+# wait, as those of the program do (src/cli/openmp_settings.h): tests share their cores.
 function(gradus_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
   string(REPLACE "." "_" target "${name}_test")
@@ -72,5 +73,6 @@ function(gradus_test name)
   endif()
   add_test(NAME ${name} COMMAND ${target} --gtest_brief=1
            WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
-  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
+                       ENVIRONMENT GOMP_SPINCOUNT=1000)
 endfunction()

@@ -82,6 +82,8 @@ nlohmann::json traced_step(const Trace& trace, int64_t steps) {
 int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
   const Config config = arguments.config.load(bootstrap);
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
+  const std::string shortage = shortage_of_threads(bootstrap, x);
+  if (!shortage.empty()) fmt::print(stderr, "warning: {}\n", shortage);
   Mesh mesh(bootstrap, mesh_of(config.parallel, bootstrap.size()));
   Parallelism parallel(mesh, parallelism_options(config.parallel));
   std::optional<Trace> trace;  // outlives what communicates
@@ -128,6 +130,7 @@ int bench_step(Bootstrap& bootstrap, const StepArguments& arguments) {
       {"loss", state.loss},
       {"precision", to_string(config.train.precision)},
       {"threads", x.threads()},
+      {"refused_products", refused_products(x).count},
       {"vectors", vector_instruction_set()}};
   if (trace) line.update(traced_step(*trace, arguments.steps));
   fmt::print("{}\n", line.dump());

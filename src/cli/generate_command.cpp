@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/option_values.h"
+#include "infer/generation_threads.h"
 #include "infer/generator.h"
 #include "parallel/self_communicator.h"
 
@@ -22,8 +23,13 @@ struct GenerateArguments {
 
 int generate(Bootstrap& bootstrap, const GenerateArguments& arguments) {
   require_one_rank(bootstrap, "generate");
-  Executor x(Device::cpu,
-             arguments.threads > 0 ? static_cast<int>(arguments.threads) : bootstrap.threads());
+  const int threads =
+      arguments.threads > 0
+          ? static_cast<int>(arguments.threads)
+          : generation_threads(stored_weight_bytes(arguments.path), bootstrap.threads());
+  Executor x(Device::cpu, threads);
+  const std::string shortage = shortage_of_threads(bootstrap, x);
+  if (!shortage.empty()) fmt::print(stderr, "warning: {}\n", shortage);
   SelfCommunicator self("tp", 0, bootstrap);
   TensorParallel tp(self, false);
   std::vector<std::string> refused;
@@ -58,7 +64,8 @@ void add_generate(CLI::App& program, Action& action) {
               "Draw among the k likeliest tokens; 0: among all");
   add_number(*command, "--top-p", arguments->sampling.top_p, above(0, 1),
              "Draw among the likeliest tokens that together reach this probability");
-  add_integer(*command, "--threads", arguments->threads, between(0, 65536), "0: every core");
+  add_integer(*command, "--threads", arguments->threads, between(0, 65536),
+              "0: as many as the model is large enough for, up to every core");
   command->footer("A text longer than the model's context goes on from the last half of it.");
   command->callback([arguments, &action] {
     action = [arguments](Bootstrap& bootstrap) { return generate(bootstrap, *arguments); };

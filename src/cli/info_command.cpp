@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "core/arena.h"
+#include "core/control_group.h"
 #include "core/counted.h"
 #include "core/executor.h"
 #include "kernels/implementation.h"
@@ -31,8 +32,11 @@ int info(Bootstrap& bootstrap) {
   fmt::print("gradus           {} ({}, compiler {})\n", GRADUS_VERSION, GRADUS_BUILD_TYPE,
              __VERSION__);
   fmt::print("backend          cpu\n");
-  fmt::print("processor        {}, {} for this process\n", cpu_name(),
-             counted(x.threads(), "core"));
+  const CpuQuota quota = control_group_cpus("/");
+  const std::string granted =
+      quota.limited() ? fmt::format("; its control group grants {:.3g} CPUs", quota.cpus) : "";
+  fmt::print("processor        {}, {} for this process{}\n", cpu_name(),
+             counted(x.threads(), "core"), granted);
   fmt::print("vectors          {}\n", vector_instruction_set());
   for (const DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
     fmt::print("matmul {}      {}\n", to_string(dtype), matmul_implementation(x, dtype));

@@ -11,8 +11,10 @@
 
 #include "cli/commands.h"
 #include "cli/commit.h"
+#include "cli/openmp_settings.h"
 #include "cli/usage.h"
 #include "core/error.h"
+#include "core/thread_team.h"
 #include "parallel/bootstrap.h"
 #include "train/config_problems.h"
 
@@ -89,11 +91,24 @@ void require_one_rank(const Bootstrap& bootstrap, const char* command) {
       command, bootstrap.size());
 }
 
+std::string shortage_of_threads(Bootstrap& bootstrap, const Executor& x) {
+  const std::vector<std::string> shortages = bootstrap.exchange(thread_shortage(x.threads()));
+  if (bootstrap.rank() != 0) return {};
+  for (size_t rank = 0; rank < shortages.size(); ++rank) {
+    if (shortages[rank].empty()) continue;
+    return bootstrap.size() == 1 ? shortages[rank]
+                                 : fmt::format("rank {}: {}", rank, shortages[rank]);
+  }
+  return {};
+}
+
 }  // namespace gradus::cli
 
 /// Exit codes: 0 done, 1 an error (printed once, whichever rank it happened on), 2 wrong usage.
 int main(int argc, char** argv) {
+  const std::string problem = gradus::cli::apply_openmp_settings(argv);
   spdlog::set_pattern("%H:%M:%S %L %v");  // warnings before a command has its own log
+  if (!problem.empty()) std::fprintf(stderr, "warning: threads may spin: %s\n", problem.c_str());
   return gradus::run_job(
       {}, [&](gradus::Bootstrap& bootstrap) { return gradus::cli::run(bootstrap, argc, argv); });
 }
