@@ -4,6 +4,13 @@
 
 namespace gradus {
 
+/// Why a step was not applied, as StepState::nonfinite holds it.
+enum class StepFault : int32_t {
+  none = 0,
+  nonfinite = 1,  ///< its loss or gradient norm was not finite
+  overflow = 2,   ///< its update might have left the range of the weights or moments
+};
+
 /// What the kernels of one optimizer step share, in the executor's device memory. AdamW reads it,
 /// so a non-finite step changes nothing without the host being asked; the host reads it when the
 /// step is over.
@@ -15,9 +22,11 @@ struct StepState {
   float lr = 0.0f;             ///< learning rate of the step just decided
   float clip_scale = 1.0f;     ///< factor on gradients: min(1, clip_norm / grad_norm) / loss_scale
   float loss_scale = 1.0f;     ///< factor that the loss's gradient was multiplied with (fp16)
-  int32_t nonfinite = 0;       ///< 1: loss or norm of the step just decided was not finite
-  int32_t skipped_in_row = 0;  ///< consecutive non-finite steps up to now
-  int64_t skipped = 0;         ///< non-finite steps in all
+  int32_t nonfinite = 0;       ///< StepFault of the step just decided; 0: it was applied
+  int32_t skipped_in_row = 0;  ///< consecutive steps up to now that were not applied
+  int64_t skipped = 0;         ///< of all steps
+
+  StepFault fault() const { return static_cast<StepFault>(nonfinite); }
 };
 
 }  // namespace gradus

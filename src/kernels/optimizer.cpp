@@ -1,5 +1,6 @@
-#include "kernels/cpu/optimizer.h"
 #include "kernels/optimizer.h"
+
+#include "kernels/cpu/optimizer.h"
 #include "kernels/validate.h"
 
 namespace gradus {
@@ -31,15 +32,27 @@ void sum_partials(Executor& x, Tensor out, ConstTensor partials) {
   x.completed(kName, {out});
 }
 
+void raise_to_largest(Executor& x, Tensor out, ConstTensor in) {
+  constexpr const char* kName = "raise_to_largest";
+  require_contiguous(kName, x, {{"out", out}, {"in", in}});
+  require_dtype(kName, "out", out, DType::fp64);
+  require_shape(kName, "out", out, {1});
+  cpu::raise_to_largest(x, out, in);
+  x.completed(kName, {out});
+}
+
 void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor loss,
-                 const StepDecision& decision) {
+                 ConstTensor largest, const StepDecision& decision) {
   constexpr const char* kName = "decide_step";
-  require_contiguous(kName, x, {{"state", state}, {"partials", partials}, {"loss", loss}});
+  require_contiguous(
+      kName, x, {{"state", state}, {"partials", partials}, {"loss", loss}, {"largest", largest}});
   require_state(kName, state);
   require_dtype(kName, "partials", partials, DType::fp64);
   require_dtype(kName, "loss", loss, DType::fp64);
   require_shape(kName, "loss", loss, {1});
-  cpu::decide_step(state, partials, loss, decision);
+  require_dtype(kName, "largest", largest, DType::fp64);
+  require_shape(kName, "largest", largest, {static_cast<int64_t>(Largest::count)});
+  cpu::decide_step(state, partials, loss, largest, decision);
   x.completed(kName, {state});
 }
 

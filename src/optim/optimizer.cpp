@@ -1,6 +1,8 @@
 #include "optim/optimizer.h"
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/error.h"
 #include "kernels/elementwise.h"
@@ -12,6 +14,11 @@ static_assert(kSectionAlignment == kNormChunk,
               "a chunk of a norm must not cross a section's start");
 
 namespace {
+
+double largest_finite(DType dtype) {
+  return dtype == DType::fp64 ? std::numeric_limits<double>::max()
+                              : static_cast<double>(std::numeric_limits<float>::max());
+}
 
 /// `range` is in elements of the bucket, `shard` holds those from shard_begin on.
 Tensor part_of(const Tensor& shard, int64_t shard_begin, const ElementRange& range) {
@@ -46,6 +53,8 @@ void Optimizer::declare(TensorVisitor& visitor) {
   partials_ = visitor.declare("norm_partials", DType::fp64, {partials}, persistent);
   const int64_t stages = parallel_ == nullptr ? 1 : parallel_->pp.stages();
   stage_sums_ = visitor.declare("norm_of_stages", DType::fp64, {stages}, persistent);
+  largest_ = visitor.declare("largest_magnitudes", DType::fp64,
+                             {static_cast<int64_t>(Largest::count)}, persistent);
   state_ = visitor.declare("step_state", DType::u8, {sizeof(StepState)}, persistent);
 }
 
@@ -99,9 +108,35 @@ void Optimizer::sum_norm(Executor& x) {
   if (parallel_ != nullptr) parallel_->pp.gather(x, stage_sums_);
 }
 
+/// The largest weight and moments of all ranks, which decide alike.
+void Optimizer::find_largest(Executor& x) {
+  fill(x, largest_, 0.0);
+  const auto raise = [&](Largest which, const Tensor& values) {
+    raise_to_largest(x, largest_.slice(0, static_cast<int64_t>(which), 1), values);
+  };
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    if (!buckets_[b].m.defined()) continue;
+    raise(Largest::weight, shard_of(b, Kind::master));
+    raise(Largest::first_moment, buckets_[b].m);
+    raise(Largest::second_moment, buckets_[b].v);
+  }
+  if (parallel_ != nullptr && parallel_->world != nullptr && parallel_->world->size() > 1) {
+    parallel_->world->all_reduce(x, largest_, largest_, ReduceOp::max).wait(x);
+  }
+}
+
 void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
   sum_norm(x);
-  decide_step(x, state_, stage_sums_, loss, {.clip_norm = config_.clip_norm, .lr = lr});
+  find_largest(x);
+  const AdamW adamw = {.beta1 = config_.beta1,
+                       .beta2 = config_.beta2,
+                       .epsilon = config_.eps,
+                       .weight_decay = config_.weight_decay};
+  decide_step(x, state_, stage_sums_, loss, largest_,
+              {.clip_norm = config_.clip_norm,
+               .lr = lr,
+               .adamw = adamw,
+               .range = largest_finite(parameters_.precision().master)});
   for (size_t b = 0; b < buckets_.size(); ++b) {
     const Bucket& bucket = parameters_.buckets()[b];
     const BucketState& state = buckets_[b];
@@ -111,14 +146,27 @@ void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
       const auto part = [&](const Tensor& shard) {
         return part_of(shard, bucket.shard.begin, mine);
       };
+      AdamW of_section = adamw;
+      if (!section.decay) of_section.weight_decay = 0.0;
       adamw_step(x, part_of(bucket.value, 0, mine), part(state.master), part(state.m),
-                 part(state.v), part(bucket.grad_shard), state_,
-                 {.beta1 = config_.beta1,
-                  .beta2 = config_.beta2,
-                  .epsilon = config_.eps,
-                  .weight_decay = section.decay ? config_.weight_decay : 0.0});
+                 part(state.v), part(bucket.grad_shard), state_, of_section);
     }
   }
+}
+
+std::string Optimizer::describe_overflow() const {
+  const auto of = [&](Largest which) { return largest_.as<double>()[static_cast<int64_t>(which)]; };
+  for (int64_t i = 0; i < largest_.numel(); ++i) {
+    if (!std::isfinite(largest_.as<double>()[i])) return {};
+  }
+  const StepState step = state();
+  return fmt::format(
+      "AdamW's update might leave the range of {}: gradient norm {:.3g}, clipped by {:.3g}, "
+      "learning "
+      "rate {:.3g}, weight decay {:.3g}, largest weight {:.3g}, largest moments {:.3g} and {:.3g}",
+      to_string(parameters_.precision().master), step.grad_norm, step.clip_scale, step.lr,
+      config_.weight_decay, of(Largest::weight), of(Largest::first_moment),
+      of(Largest::second_moment));
 }
 
 StepState Optimizer::state() const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "core/executor.h"
@@ -34,13 +35,16 @@ class Optimizer {
   void reset(Executor& x);
   /// The gradients that are kept start from zero.
   void zero_gradients(Executor& x);
-  /// One step from the buckets' grad_shard: norm, clipping, and AdamW unless something is not
-  /// finite. loss: fp64 (1), the step's mean loss. Asynchronous; state() tells the outcome. Other
+  /// One step from the buckets' grad_shard: norm, clipping, and AdamW unless something is, or might
+  /// become, not finite. loss: fp64 (1), the step's mean loss. Asynchronous; state() tells the outcome. Other
   /// replicas' shards of the weights are left as they were.
   void step(Executor& x, double lr, const ConstTensor& loss);
   /// Of the last step.
   StepState state() const;
   void set_state(const StepState& state);
+  /// What made the last step's fault StepFault::overflow, for messages; the same on every rank.
+  /// Empty where a weight or moment was not finite before the step already.
+  std::string describe_overflow() const;
 
   /// What the optimizer has of a parameter: the weights that it updates (master weights, or the
   /// parameter itself where there are none apart), the moments, and the gradient it reads.
@@ -67,6 +71,7 @@ class Optimizer {
     Tensor v;
   };
   void sum_norm(Executor& x);
+  void find_largest(Executor& x);
   Tensor whole(const Parameter& parameter, Kind kind) const;
   Tensor shard_of(size_t bucket, Kind kind) const;
 
@@ -76,6 +81,7 @@ class Optimizer {
   std::vector<BucketState> buckets_;
   Tensor partials_;    // fp64: of the global norm, over all sections in order
   Tensor stage_sums_;  // fp64 (stages): Σ partials of each pipeline stage
+  Tensor largest_;     // fp64 (3): magnitudes before the step, in the order of Largest
   Tensor state_;       // u8 (sizeof(StepState))
 };
 

@@ -49,6 +49,8 @@ class TrafficTable {
     if (parallel_.pp.stages() > 1) pipeline();
     if (parallel_.ranks() > 1) {
       add("world", "targets, reads", Collective::all_reduce, 1, BatchReads::kSums * sizeof(double));
+      add("world", "largest weight and moments", Collective::all_reduce, 1,
+          static_cast<int64_t>(Largest::count) * static_cast<int64_t>(sizeof(double)));
     }
     return rows_;
   }

@@ -7,6 +7,7 @@
 
 #include "core/counted.h"
 #include "core/error.h"
+#include "kernels/implementation.h"
 #include "optim/schedule.h"
 #include "train/run_start.h"
 
@@ -132,6 +133,7 @@ Trainer::Outcome Trainer::run() {
     interval.seconds += seconds_since(begin);
 
     if (state.nonfinite != 0) handle_nonfinite(state);
+    say_refused_products();
     if (last || progress_.step == 1 || due(progress_.step, config_.log.every)) {
       log_step(state, interval);
     }
@@ -177,8 +179,18 @@ void Trainer::log_step(const StepState& state, Interval& interval) {
             tokens_per_s);
 }
 
+/// Once: what a step multiplies it multiplies in every step.
+void Trainer::say_refused_products() {
+  const RefusedProducts& refused = refused_products(model_.executor());
+  if (refused.count == 0 || said_refused_products_) return;
+  said_refused_products_ = true;
+  log_.warn("{}", describe(refused));
+}
+
 void Trainer::handle_nonfinite(const StepState& state) {
-  const std::string where = stepper_.find_nonfinite();
+  std::string where;
+  if (state.fault() == StepFault::overflow) where = model_.optimizer().describe_overflow();
+  if (where.empty()) where = stepper_.find_nonfinite();
   log_.warn("step {} changed nothing: loss {}, gradient norm {}; {}", progress_.step, state.loss,
             state.grad_norm, where);
   write_metrics({{"event", "skipped"},
@@ -189,7 +201,7 @@ void Trainer::handle_nonfinite(const StepState& state) {
                  {"skipped", state.skipped}});
   if (state.skipped_in_row >= config_.train.max_skipped_steps) {
     throw NumericError(
-        "{} in a row had a loss or gradient norm that is not finite, up to step {}; {}. The "
+        "{} in a row changed nothing, up to step {}; {}. The "
         "weights are those of step {}; lower optim.lr or go on from an earlier checkpoint",
         counted(state.skipped_in_row, "step"), progress_.step, where,
         progress_.step - state.skipped_in_row);

@@ -51,6 +51,7 @@ class Trainer {
   void log_step(const StepState& state, Interval& interval);
   void handle_nonfinite(const StepState& state);
   StepState step(double lr);
+  void say_refused_products();
   void evaluate_if_due();
   void require_verified_data();
   void save_before(const UnusableBatch& reason);
@@ -69,6 +70,7 @@ class Trainer {
   int64_t saved_step_ = -1;
   int64_t first_step_ = 0;      ///< that this process made, less one
   bool data_verified_ = false;  ///< all of it, on all ranks
+  bool said_refused_products_ = false;
   int64_t baseline_bytes_ = 0;  ///< resident before the arena was allocated
 };
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -105,7 +106,8 @@ StepState decide(StepState state, double sum_of_squares, double loss, double cli
   test::set_value(partials, 1, sum_of_squares * 0.25);
   const Tensor losses = pool.poisoned({1}, DType::fp64);
   test::set_value(losses, 0, loss);
-  decide_step(x, view(state), partials, losses, {.clip_norm = clip_norm, .lr = lr});
+  const Tensor largest = pool.zeros({3}, DType::fp64);
+  decide_step(x, view(state), partials, losses, largest, {.clip_norm = clip_norm, .lr = lr});
   return state;
 }
 
@@ -160,6 +162,37 @@ TEST(DecideStep, CountsNonFiniteSteps) {
   EXPECT_EQ(state.applied, 2);
   EXPECT_EQ(state.skipped, skipped);
   EXPECT_EQ(state.skipped_in_row, 0);
+}
+
+TEST(RaiseToLargest, IsExactForEverySizeAndThreads) {
+  test::for_each_simd_target([] {
+    for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
+      for (const int64_t n : kSizes) {
+        for (const int threads : {1, 3}) {
+          Executor x(Device::cpu, threads);
+          TensorPool pool(static_cast<uint64_t>(n));
+          const Tensor in = pool.normal({n}, dtype);
+          const Tensor out = pool.zeros({1}, DType::fp64);
+          double expected = 0.0;
+          for (const double value : test::values(in)) {
+            expected = std::max(expected, std::abs(value));
+          }
+          raise_to_largest(x, out, in);
+          EXPECT_EQ(test::get_value(out, 0), expected);
+          test::set_value(out, 0, 1e6);
+          raise_to_largest(x, out, in);
+          EXPECT_EQ(test::get_value(out, 0), 1e6) << "it is raised, never lowered";
+          for (const double bad : {kInfinity, -kInfinity, std::nan("")}) {
+            test::set_value(out, 0, 0.0);
+            test::set_value(in, n / 2, bad);
+            raise_to_largest(x, out, in);
+            EXPECT_EQ(test::get_value(out, 0), kInfinity);
+          }
+          pool.check_guards();
+        }
+      }
+    }
+  });
 }
 
 constexpr AdamW kOptions{.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1};
@@ -265,6 +298,128 @@ TEST(AdamWStep, ThreadsChangeNothing) {
   }
 }
 
+/// One element before a step, and what the step is made with.
+struct Extreme {
+  double weight, m, v, gradient;
+  double lr = 1e-3, clip_norm = 0.0, weight_decay = 0.1, epsilon = 1e-8;
+  int64_t applied = 0;
+};
+
+/// Decides the step of `e` and, where it counts as applied, makes it. Returns the fault; whatever
+/// it is, weight and moments have to be finite after it.
+StepFault attempt(const Extreme& e, DType dtype) {
+  Executor x(Device::cpu, 1);
+  TensorPool pool;
+  constexpr int64_t kElements = 5;
+  const DType kept = accumulator_of(dtype);
+  const auto all = [&](double value, DType type) {
+    const Tensor tensor = pool.zeros({kElements}, type);
+    test::set_all(tensor, 0.5 * value);
+    test::set_value(tensor, 3, value);  // one element is the largest
+    return tensor;
+  };
+  const Tensor weights = all(e.weight, kept);
+  const Tensor m = all(e.m, kept);
+  const Tensor v = all(e.v, kept);
+  const Tensor grad = pool.zeros({kElements}, kept);
+  test::set_value(grad, 3, e.gradient);
+  const Tensor param = dtype == DType::bf16 ? pool.zeros({kElements}, dtype) : weights;
+  const Tensor partials = pool.zeros({1}, DType::fp64);
+  const Tensor loss = pool.zeros({1}, DType::fp64);
+  const Tensor largest = pool.zeros({3}, DType::fp64);
+  raise_to_largest(x, largest.slice(0, 0, 1), weights);
+  raise_to_largest(x, largest.slice(0, 1, 1), m);
+  raise_to_largest(x, largest.slice(0, 2, 1), v);
+  sum_of_squares(x, partials, grad);
+  const AdamW adamw{
+      .beta1 = 0.9, .beta2 = 0.95, .epsilon = e.epsilon, .weight_decay = e.weight_decay};
+  StepState state;
+  state.applied = e.applied;
+  decide_step(x, view(state), partials, loss, largest,
+              {.clip_norm = e.clip_norm,
+               .lr = e.lr,
+               .adamw = adamw,
+               .range = kept == DType::fp64 ? std::numeric_limits<double>::max()
+                                            : std::numeric_limits<float>::max()});
+  adamw_step(x, param, dtype == DType::bf16 ? weights : Tensor(), m, v, grad, view(state), adamw);
+  for (const Tensor& tensor : {param, weights, m, v}) {
+    for (const double value : test::values(tensor)) EXPECT_TRUE(std::isfinite(value)) << value;
+  }
+  return state.fault();
+}
+
+TEST(AdamWStep, AnAppliedStepLeavesEverythingFinite) {
+  test::for_each_simd_target([] {
+    for (const DType dtype : {DType::fp32, DType::bf16}) {
+      const auto refused = [&](const Extreme& e) {
+        EXPECT_EQ(attempt(e, dtype), StepFault::overflow);
+      };
+      const auto applied = [&](const Extreme& e) { EXPECT_EQ(attempt(e, dtype), StepFault::none); };
+      applied({.weight = 1, .m = 0, .v = 0, .gradient = 1e19});
+      refused({.weight = 1, .m = 0, .v = 0, .gradient = 1.9e19});  // g² is past 3.4e38
+      refused({.weight = 1, .m = 0, .v = 0, .gradient = 3e38});
+      applied({.weight = 1, .m = 0, .v = 0, .gradient = 3e38, .clip_norm = 1.0});
+      refused({.weight = 1, .m = 0, .v = 0, .gradient = 3e38, .clip_norm = 1e25});
+      refused({.weight = 1, .m = 0, .v = 3.3e38, .gradient = 1e19});
+      refused({.weight = 1, .m = 3.3e38, .v = 1, .gradient = 1});  // m̂ = m / 0.1
+      refused({.weight = 3.4e38, .m = 0, .v = 0, .gradient = 1, .weight_decay = 0});
+      refused({.weight = 3.39e38, .m = 0, .v = 0, .gradient = -1, .lr = 1e30, .weight_decay = 0});
+      refused({.weight = 2e37, .m = 0, .v = 0, .gradient = 1, .lr = 1000, .weight_decay = 1e10});
+      applied({.weight = 2e24, .m = 0, .v = 0, .gradient = 1, .lr = 1000, .weight_decay = 1e10});
+      refused({.weight = 0, .m = 0, .v = 0, .gradient = 1, .lr = 1000, .weight_decay = 1e36});
+      // v underflows to 0 where m does not.
+      refused({.weight = 1, .m = 1e12, .v = 0, .gradient = 0, .epsilon = 1e-30, .applied = 100});
+      applied({.weight = 1, .m = 1e-20, .v = 0, .gradient = 1e-25, .applied = 100});
+    }
+    EXPECT_EQ(attempt({.weight = 1, .m = 0, .v = 0, .gradient = 1.9e19}, DType::fp64),
+              StepFault::none);
+    EXPECT_EQ(attempt({.weight = 1, .m = 0, .v = 0, .gradient = 1e154}, DType::fp64),
+              StepFault::overflow);
+  });
+}
+
+// Every magnitude that a weight, a moment, a gradient and a setting can have, against each other.
+TEST(AdamWStep, NoCombinationOfMagnitudesMakesAnAppliedStepNonFinite) {
+  constexpr double kMagnitudes[] = {0.0,  1e-30,  1e-10, 1.0,    1e10,
+                                    1e18, 1.3e19, 1e30,  1.6e38, 3.3e38};
+  int64_t applied = 0;
+  int64_t refused = 0;
+  for (const double weight : kMagnitudes) {
+    for (const double m : kMagnitudes) {
+      for (const double gradient : kMagnitudes) {
+        for (const double v : {0.0, 1.0, 1.6e38}) {
+          for (const double lr : {1e-30, 1e-3, 1000.0}) {
+            const Extreme e{.weight = weight, .m = -m, .v = v, .gradient = -gradient, .lr = lr};
+            ++(attempt(e, DType::bf16) == StepFault::none ? applied : refused);
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(applied, 1000);
+  EXPECT_GT(refused, 1000);
+}
+
+TEST(AdamWStep, MomentsThatDecayIntoDenormalsBecomeZeroOnEveryThread) {
+  test::for_each_simd_target([] {
+    constexpr int64_t kElements = 40001;
+    for (const int threads : {1, 3}) {
+      Executor x(Device::cpu, threads);
+      TensorPool pool;
+      const Weights w(pool, DType::fp32, kElements);
+      test::set_all(w.m, std::numeric_limits<float>::min());
+      test::set_all(w.v, std::numeric_limits<float>::denorm_min());
+      StepState state;
+      state.applied = 50;
+      state.lr = 0.1f;
+      adamw_step(x, w.param, w.master, w.m, w.v, pool.zeros({kElements}, DType::fp32), view(state),
+                 kOptions);
+      EXPECT_EQ(test::values(w.m), std::vector<double>(kElements, 0.0));
+      EXPECT_EQ(test::values(w.v), std::vector<double>(kElements, 0.0));
+    }
+  });
+}
+
 TEST(AdamWStep, ANonFiniteStepChangesNothing) {
   Executor x(Device::cpu, 2);
   for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
@@ -317,9 +472,15 @@ TEST(Optimizer, RefusesWhatDoesNotFit) {
   EXPECT_THROW(sum_partials(x, one, a), ShapeError);
   EXPECT_THROW(sum_partials(x, pool.zeros({2}, DType::fp64), one), ShapeError);
   EXPECT_THROW(sum_partials(x, one, {}), ShapeError);
-  EXPECT_THROW(decide_step(x, a, one, one, {}), ShapeError);
-  EXPECT_THROW(decide_step(x, view(state), fp32(1), one, {}), ShapeError);
-  EXPECT_THROW(decide_step(x, view(state), one, pool.zeros({2}, DType::fp64), {}), ShapeError);
+  const Tensor three = pool.zeros({3}, DType::fp64);
+  EXPECT_THROW(decide_step(x, a, one, one, three, {}), ShapeError);
+  EXPECT_THROW(decide_step(x, view(state), fp32(1), one, three, {}), ShapeError);
+  EXPECT_THROW(decide_step(x, view(state), one, three, three, {}), ShapeError);
+  EXPECT_THROW(decide_step(x, view(state), one, one, one, {}), ShapeError);
+  EXPECT_THROW(decide_step(x, view(state), one, one, fp32(3), {}), ShapeError);
+  EXPECT_THROW(raise_to_largest(x, three, a), ShapeError);
+  EXPECT_THROW(raise_to_largest(x, fp32(1), a), ShapeError);
+  EXPECT_THROW(raise_to_largest(x, one, {}), ShapeError);
 }
 
 }  // namespace

@@ -5,8 +5,11 @@
 #include <hwy/foreach_target.h>
 // After foreach_target: included once for each instruction set.
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/parallel_for.h"
 #include "kernels/cpu/reduce-inl.h"
@@ -45,6 +48,34 @@ void square_chunks(Executor& x, Tensor partials, ConstTensor in) {
         sum = hn::MulAdd(value, value, sum);
       });
     });
+  });
+}
+
+/// Bit patterns of magnitudes are in the order of the magnitudes, those of infinity and NaN last:
+/// whole numbers find the largest exactly, in any order of threads and lanes.
+void largest_of(Executor& x, Tensor out, ConstTensor in) {
+  dispatch_float("raise_to_largest", in, [&]<typename S>(S) {
+    using T = Compute<S>;
+    using Bits = hwy::MakeUnsigned<T>;
+    const Tag<S> d;
+    const hn::RebindToUnsigned<Tag<S>> bits;
+    const S* values = in.as<S>();
+    std::atomic<Bits> largest = 0;
+    constexpr int64_t kGrain = 16384;  // elements a thread takes at least
+    parallel_ranges(x, in.numel(), kGrain, [&](int64_t begin, int64_t end, int) {
+      auto most = hn::Zero(bits);
+      for_each_vector(d, end - begin, [&](int64_t i, size_t lanes) {
+        most = hn::Max(most, hn::BitCast(bits, hn::Abs(load_some(d, values + begin + i, lanes))));
+      });
+      const Bits mine = hn::GetLane(hn::MaxOfLanes(bits, most));
+      Bits known = largest;
+      while (known < mine && !largest.compare_exchange_weak(known, mine)) {
+      }
+    });
+    const auto value = static_cast<double>(std::bit_cast<T>(largest.load()));
+    double* const so_far = out.as<double>();
+    *so_far =
+        std::isfinite(value) ? std::max(*so_far, value) : std::numeric_limits<double>::infinity();
   });
 }
 
@@ -113,6 +144,7 @@ namespace gradus::cpu {
 
 HWY_EXPORT(square_chunks);
 HWY_EXPORT(adamw_update);
+HWY_EXPORT(largest_of);
 
 void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
   HWY_DYNAMIC_DISPATCH(square_chunks)(x, partials, in);
@@ -121,6 +153,7 @@ void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
 namespace {
 
 double in_index_order(ConstTensor partials) {
+  const FlushDenormals flush;
   double sum = 0.0;
   for (int64_t i = 0; i < partials.numel(); ++i) sum += partials.as<double>()[i];
   return sum;
@@ -132,18 +165,51 @@ void sum_partials(Tensor out, ConstTensor partials) {
   *out.as<double>() = in_index_order(partials);
 }
 
-void decide_step(Tensor state, ConstTensor partials, ConstTensor loss,
+void raise_to_largest(Executor& x, Tensor out, ConstTensor in) {
+  HWY_DYNAMIC_DISPATCH(largest_of)(x, out, in);
+}
+
+namespace {
+
+/// Whether AdamW can compute the step without leaving the range. Every bound is by the triangle
+/// inequality, in fp64, where overflow shows as infinity; half of the range leaves room for the
+/// rounding of what adamw_step adds up. Written so that NaN does not fit.
+bool update_fits(const StepState& s, const double* largest, const StepDecision& decision) {
+  const auto of = [&](Largest which) { return largest[static_cast<int64_t>(which)]; };
+  const AdamW& adamw = decision.adamw;
+  const double limit = decision.range / 2;
+  const double gradient = s.grad_norm * s.loss_scale * s.clip_scale;
+  const double moment = std::max(of(Largest::first_moment), gradient);
+  const double unbias = 1.0 - std::pow(adamw.beta1, static_cast<double>(s.applied + 1));
+  const double step_size = decision.lr / unbias;
+  const double step = step_size * moment / std::min(1.0, adamw.epsilon);
+  const double decay = decision.lr * adamw.weight_decay;
+  const double weight = of(Largest::weight);
+  return gradient * gradient <= limit && of(Largest::second_moment) <= limit && moment <= limit &&
+         step_size <= limit && decay <= limit && weight + decay * weight + step <= limit;
+}
+
+}  // namespace
+
+void decide_step(Tensor state, ConstTensor partials, ConstTensor loss, ConstTensor largest,
                  const StepDecision& decision) {
+  const FlushDenormals flush;
   StepState s;
   std::memcpy(&s, state.data(), sizeof(s));
   const double sum = in_index_order(partials);
   const double loss_scale = s.loss_scale;
   s.loss = *loss.as<double>();
   s.grad_norm = std::sqrt(sum) / loss_scale;
-  s.nonfinite = std::isfinite(s.grad_norm) && std::isfinite(s.loss) ? 0 : 1;
   const bool clips = decision.clip_norm > 0.0 && s.grad_norm > decision.clip_norm;
   s.clip_scale = static_cast<float>((clips ? decision.clip_norm / s.grad_norm : 1.0) / loss_scale);
   s.lr = static_cast<float>(decision.lr);
+  StepFault fault = StepFault::none;
+  if (!std::isfinite(s.grad_norm) || !std::isfinite(s.loss)) {
+    fault = StepFault::nonfinite;
+  } else if (!update_fits(s, largest.as<double>(), decision)) {
+    fault = StepFault::overflow;
+  }
+  s.nonfinite = static_cast<int32_t>(fault);
   s.attempted += 1;
   s.applied += s.nonfinite != 0 ? 0 : 1;
   s.skipped += s.nonfinite != 0 ? 1 : 0;

@@ -18,7 +18,8 @@ struct AdamWScalars {
 
 void sum_of_squares(Executor& x, Tensor partials, ConstTensor in);
 void sum_partials(Tensor out, ConstTensor partials);
-void decide_step(Tensor state, ConstTensor partials, ConstTensor loss,
+void raise_to_largest(Executor& x, Tensor out, ConstTensor in);
+void decide_step(Tensor state, ConstTensor partials, ConstTensor loss, ConstTensor largest,
                  const StepDecision& decision);
 void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
                 ConstTensor state, const AdamW& options);
