@@ -33,7 +33,12 @@ int32_t Sampler::sample(const ConstTensor& logits) {
   for (int64_t i = 0; i < logits.numel(); ++i) {
     const double logit =
         logits.dtype() == DType::fp64 ? logits.as<double>()[i] : logits.as<float>()[i];
-    if (std::isnan(logit)) throw NumericError("the logit of token {} is not a number", i);
+    if (!std::isfinite(logit)) {
+      throw NumericError(
+          "the logit of token {} is {}: the model has blown up; generate from an earlier "
+          "checkpoint",
+          i, std::isnan(logit) ? "not a number" : fmt::format("{}", logit));
+    }
     candidates_.push_back({.logit = logit, .token = static_cast<int32_t>(i)});
   }
   const auto likelier = [](const Candidate& a, const Candidate& b) {

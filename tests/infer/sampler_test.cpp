@@ -1,5 +1,6 @@
 #include "infer/sampler.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +9,7 @@
 #include <functional>
 #include <limits>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -178,14 +180,18 @@ TEST(Sampler, ForbiddenTokensAreNeverDrawn) {
   EXPECT_EQ(drawn({.temperature = 0.0}, {-kInfinity, -5.0}), (std::set<int32_t>{1}));
 }
 
-TEST(Sampler, NotANumberIsRefusedByName) {
+TEST(Sampler, WhatIsNotFiniteIsRefusedByName) {
   for (const double temperature : {0.0, 1.0}) {
     Sampler sampler({.temperature = temperature});
-    EXPECT_THAT(
-        [&] {
-          sampler.sample(logits({1.0, 2.0, std::nan(""), 3.0}));
-        },
-        ThrowsMessage<NumericError>("the logit of token 2 is not a number"));
+    for (const auto& [bad, name] : {std::pair(std::nan(""), "not a number"),
+                                    std::pair(kInfinity, "inf"), std::pair(-kInfinity, "-inf")}) {
+      EXPECT_THAT(
+          [&] {
+            sampler.sample(logits({1.0, 2.0, bad, 3.0}));
+          },
+          ThrowsMessage<NumericError>(
+              HasSubstr(fmt::format("the logit of token 2 is {}: the model has blown up", name))));
+    }
   }
 }
 

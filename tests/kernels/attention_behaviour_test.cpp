@@ -7,6 +7,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <utility>
 
 #include "core/error.h"
 #include "kernels/attention_problem.h"
@@ -111,6 +112,79 @@ TEST(AttentionBehaviour, NonFiniteInputsReachTheOutput) {
         }
       }
     }
+  }
+}
+
+// A score that overflows to -inf is a key that was seen. Beside finite ones it has no weight;
+// alone, softmax has no value, and that must not look like a query without keys.
+TEST(AttentionBehaviour, ScoresOfMinusInfinityAreScores) {
+  Executor x(Device::cpu, 2);
+  constexpr int64_t kKeys = 140;  // more than two tiles of them
+  struct Scores {
+    const char* name;
+    std::function<double(int64_t key)> sign;  // of an infinite score; 0: the score is 0
+    bool defined;                             // whether softmax has a value where all are seen
+  };
+  const Scores kinds_of_scores[] = {
+      {"all", [](int64_t) { return -1.0; }, false},
+      {"one key is finite", [](int64_t j) { return j == 77 ? 0.0 : -1.0; }, true},
+      {"a tile", [](int64_t j) { return j < 64 ? -1.0 : 0.0; }, true},
+      {"the last tile", [](int64_t j) { return j < 128 ? 0.0 : -1.0; }, true},
+      {"one is +inf", [](int64_t j) { return j == 77 ? 1.0 : -1.0; }, false},
+  };
+  for (const Scores& scores : kinds_of_scores) {
+    for (const int64_t queries : {1, 3, 70}) {
+      for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
+        const AttentionCase c = {.name = scores.name,
+                                 .batch = 1,
+                                 .queries = queries,
+                                 .keys = kKeys,
+                                 .heads = 1,
+                                 .kv_heads = 1,
+                                 .head_size = 1,
+                                 .query_position = kKeys - queries};
+        SCOPED_TRACE(testing::Message()
+                     << scores.name << ", " << queries << " queries, " << to_string(dtype));
+        AttentionProblem flash(c, dtype);
+        AttentionProblem plain(c, dtype);
+        const double huge = dtype == DType::fp64 ? 1e200 : 1e20;
+        for (int64_t i = 0; i < queries; ++i) set_value(flash.q, i, huge);
+        for (int64_t j = 0; j < kKeys; ++j) set_value(flash.k, j, scores.sign(j) * huge);
+        plain.take_inputs(flash);
+        flash.scale = plain.scale = 1.0;
+        for (const auto& [problem, kind] :
+             {std::pair(&flash, AttentionKind::flash), std::pair(&plain, AttentionKind::plain)}) {
+          problem->forward(x, kind);
+          problem->backward(x, kind);
+          EXPECT_EQ(std::isnan(get_value(problem->out, queries - 1)), !scores.defined);
+          EXPECT_EQ(std::isnan(get_value(problem->lse, queries - 1)), !scores.defined);
+        }
+        const std::pair<Tensor, Tensor> tensors[] = {{flash.out, plain.out},
+                                                     {flash.lse, plain.lse},
+                                                     {flash.dq, plain.dq},
+                                                     {flash.dk, plain.dk},
+                                                     {flash.dv, plain.dv}};
+        for (const auto& [a, b] : tensors) {
+          for (int64_t i = 0; i < a.numel(); ++i) {
+            ASSERT_EQ(std::isfinite(get_value(a, i)), std::isfinite(get_value(b, i)))
+                << a.name() << " " << i << ": " << get_value(a, i) << ", " << get_value(b, i);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionBehaviour, OneScoreThatOverflowsIsNotAQueryWithoutKeys) {
+  Executor x(Device::cpu, 1);
+  for (const AttentionKind kind : kKinds) {
+    AttentionProblem p({.name = "T = D = 1"}, DType::fp32);
+    set_value(p.q, 0, 1e20);
+    set_value(p.k, 0, -1e20);
+    p.scale = 1.0;
+    p.forward(x, kind);
+    EXPECT_TRUE(std::isnan(get_value(p.out, 0)));
+    EXPECT_TRUE(std::isnan(get_value(p.lse, 0)));
   }
 }
 

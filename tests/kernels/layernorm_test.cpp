@@ -157,6 +157,22 @@ TEST(Layernorm, KeepsTheVarianceOfRowsWithAHugeMean) {
   EXPECT_LE(test::relative_error(p.mean, oracle.mean), test::elementwise_tolerance(DType::fp32));
 }
 
+// With rstd = 1 / √∞ = 0 such a row would be the bias, as of a healthy model.
+TEST(Layernorm, AVarianceThatOverflowsShows) {
+  Executor x(Device::cpu, 1);
+  for (const Precision& precision : test::kPrecisions) {
+    TensorPool pool;
+    const Problem p = Problem::draw(pool, precision, 3, 40, true);
+    const double huge = p.in.dtype() == DType::fp64 ? 1e200 : 1e20;
+    test::set_value(p.in, 40 + 17, huge);
+    p.forward(x);
+    for (int64_t i = 0; i < p.out.numel(); ++i) {
+      EXPECT_EQ(std::isnan(test::get_value(p.out, i)), i / 40 == 1) << i;
+    }
+    EXPECT_TRUE(std::isnan(test::get_value(p.rstd, 1)));
+  }
+}
+
 TEST(Layernorm, NanStaysInItsRow) {
   Executor x(Device::cpu, 1);
   for (const Precision& precision : test::kPrecisions) {

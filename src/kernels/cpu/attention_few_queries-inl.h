@@ -156,10 +156,12 @@ void attend_query(int64_t row, const AttentionSizes& sizes,
                       rescale, memory.out);
   }
 
-  // The largest exponential is 1, so a sum is 0 only where no key was seen.
-  const T inverse = sum == 0 ? T{0} : 1 / sum;
+  // The largest exponential is 1, so a sum is 0 only where every score seen is -inf, whose softmax
+  // is NaN, or where no key was seen.
+  if (sum == 0 && !seen.empty()) sum = std::numeric_limits<T>::quiet_NaN();
+  const T inverse = seen.empty() ? T{0} : 1 / sum;
   for (int64_t c = 0; c < D; ++c) out_row[c] = static_cast<S>(memory.out[c] * inverse);
-  lse.as<T>()[row] = sum == 0 ? kNone : max * static_cast<T>(kLn2) + std::log(sum);
+  lse.as<T>()[row] = seen.empty() ? kNone : max * static_cast<T>(kLn2) + std::log(sum);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -49,12 +49,14 @@ HWY_INLINE void weights_and_dscores(const PanelMask<T>& mask, int64_t begin, int
       T* weight_row = weights + j * kBackwardQueries + half * lanes;
       T* dscore_row = dscores + j * kBackwardQueries + half * lanes;
       auto p = exp2_nonpositive(d, hn::Sub(hn::LoadU(d, weight_row), lse_lanes));
-      if constexpr (kMasked) {
-        const auto key = hn::Set(d, static_cast<T>(j));
-        p = hn::IfThenElseZero(hn::And(hn::Ge(key, hn::Load(d, mask.begin + half * lanes)),
-                                       hn::Lt(key, hn::Load(d, mask.end + half * lanes))),
-                               p);
-      }
+      const auto key = hn::Set(d, static_cast<T>(j));
+      const auto where_seen = [&](hn::Vec<TileTag<T>> value) {
+        if constexpr (!kMasked) return value;
+        return hn::IfThenElseZero(hn::And(hn::Ge(key, hn::Load(d, mask.begin + half * lanes)),
+                                          hn::Lt(key, hn::Load(d, mask.end + half * lanes))),
+                                  value);
+      };
+      p = where_seen(p);
       auto dp = hn::LoadU(d, dscore_row);
       if constexpr (kDropout) {
         const auto factor = hn::LoadU(d, factors + j * 2 * lanes + half * lanes);
@@ -63,7 +65,8 @@ HWY_INLINE void weights_and_dscores(const PanelMask<T>& mask, int64_t begin, int
       } else {
         hn::StoreU(p, d, weight_row);
       }
-      hn::StoreU(hn::Mul(p, hn::Sub(dp, row_sums)), d, dscore_row);
+      // Of a query that is not finite, a key that it does not see learns nothing: 0 · NaN is NaN.
+      hn::StoreU(where_seen(hn::Mul(p, hn::Sub(dp, row_sums))), d, dscore_row);
     }
   }
 }

@@ -72,7 +72,8 @@ HWY_INLINE void exponentials(const KeyRange& rows, T* HWY_RESTRICT scores,
   }
 }
 
-/// A maximum to subtract: that of a query which has seen no key yet is -inf, and 0 does as well.
+/// A maximum to subtract. While it is -inf, of a query that has seen no key yet or scores of -inf
+/// alone, 0 makes every exponential 0; finish_panel tells the two apart.
 template <typename T>
 HWY_INLINE hn::Vec<TileTag<T>> finite_maximum(hn::Vec<TileTag<T>> m) {
   const TileTag<T> d;
@@ -134,7 +135,9 @@ void attend_panel(const AttentionSpec& spec, const QueryTile& tile, int64_t pane
                                          memory.scores + rows.begin * width, width, out, width);
 }
 
-/// out = panel out / sum, lse = log Σ exp of the natural scores.
+/// out = panel out / sum, lse = log Σ exp of the natural scores. The largest exponential is 1, so a
+/// sum is 0 only where every score that a query saw is -inf, whose softmax is NaN, or where it saw
+/// no key: there out is 0 and lse -inf.
 template <typename S, typename T>
 void finish_panel(const QueryTile& tile, int64_t panel, int64_t head_size,
                   const FlashForwardMemory<T>& memory, HeadRows<S> out, T* lse) {
@@ -144,12 +147,15 @@ void finish_panel(const QueryTile& tile, int64_t panel, int64_t head_size,
   T* panel_out = memory.out + panel * head_size * width;
   const T* max = memory.max + panel * width;
   T* sum = memory.sum + panel * width;
-  for (int64_t i = 0; i < tile.panel_count(panel); ++i) {
-    lse[i] = sum[i] == 0 ? -std::numeric_limits<T>::infinity()
-                         : max[i] * static_cast<T>(kLn2) + std::log(sum[i]);
+  for (int64_t i = 0; i < width; ++i) {
+    const bool none = tile.visible[static_cast<size_t>(panel * width + i)].empty();
+    if (sum[i] == 0 && !none) sum[i] = std::numeric_limits<T>::quiet_NaN();
+    if (i < tile.panel_count(panel)) {
+      lse[i] = none ? -std::numeric_limits<T>::infinity()
+                    : max[i] * static_cast<T>(kLn2) + std::log(sum[i]);
+    }
+    sum[i] = none ? T{0} : 1 / sum[i];
   }
-  // The largest exponential is 1, so a sum is 0 only where no key was seen; there, out is 0.
-  for (int64_t i = 0; i < width; ++i) sum[i] = sum[i] == 0 ? T{0} : 1 / sum[i];
   scale_panel(panel_out, head_size, hn::LoadU(d, sum), hn::LoadU(d, sum + lanes));
   unpack_transposed(panel_out, tile.panel_count(panel), head_size, out);
 }

@@ -52,7 +52,10 @@ RowStatistics<Compute<S>> row_statistics(const S* HWY_RESTRICT in, int64_t chann
   const T offset = deviations.first / count;
   // NaN stays NaN: max returns its first argument when the comparison is false.
   const T variance = std::max(deviations.second / count - offset * offset, T{0});
-  return {center, offset, T{1} / std::sqrt(variance + static_cast<T>(epsilon))};
+  // A variance that overflows would give rstd 0 and a healthy-looking row of the bias alone.
+  const T rstd = std::isinf(variance) ? std::numeric_limits<T>::quiet_NaN()
+                                      : T{1} / std::sqrt(variance + static_cast<T>(epsilon));
+  return {center, offset, rstd};
 }
 
 template <typename R, typename A>
