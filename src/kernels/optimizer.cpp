@@ -11,6 +11,11 @@ void require_state(const char* operation, const ConstTensor& state) {
   require_shape(operation, "state", state, {static_cast<int64_t>(sizeof(StepState))});
 }
 
+void require_largest(const char* operation, const ConstTensor& largest) {
+  require_dtype(operation, "largest", largest, DType::fp64);
+  require_shape(operation, "largest", largest, {static_cast<int64_t>(Largest::count)});
+}
+
 }  // namespace
 
 void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
@@ -41,8 +46,8 @@ void raise_to_largest(Executor& x, Tensor out, ConstTensor in) {
   x.completed(kName, {out});
 }
 
-void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor loss,
-                 ConstTensor largest, const StepDecision& decision) {
+void decide_step(Executor& x, Tensor state, Tensor largest, ConstTensor partials, ConstTensor loss,
+                 const StepDecision& decision) {
   constexpr const char* kName = "decide_step";
   require_contiguous(
       kName, x, {{"state", state}, {"partials", partials}, {"loss", loss}, {"largest", largest}});
@@ -50,18 +55,23 @@ void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor lo
   require_dtype(kName, "partials", partials, DType::fp64);
   require_dtype(kName, "loss", loss, DType::fp64);
   require_shape(kName, "loss", loss, {1});
-  require_dtype(kName, "largest", largest, DType::fp64);
-  require_shape(kName, "largest", largest, {static_cast<int64_t>(Largest::count)});
-  cpu::decide_step(state, partials, loss, largest, decision);
+  require_largest(kName, largest);
+  cpu::decide_step(state, largest, partials, loss, decision);
   x.completed(kName, {state});
 }
 
-void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
-                ConstTensor state, const AdamW& options) {
+void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, Tensor largest,
+                ConstTensor grad, ConstTensor state, const AdamW& options) {
   constexpr const char* kName = "adamw_step";
   require_contiguous(kName, x,
-                     {{"param", param}, {"m", m}, {"v", v}, {"grad", grad}, {"state", state}});
+                     {{"param", param},
+                      {"m", m},
+                      {"v", v},
+                      {"largest", largest},
+                      {"grad", grad},
+                      {"state", state}});
   require_state(kName, state);
+  require_largest(kName, largest);
   const DType weights = accumulator_of(param.dtype());
   if (master.defined()) {
     require_contiguous(kName, x, {{"master", master}});
@@ -77,7 +87,7 @@ void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, Co
     require_shape(kName, "a moment or gradient", tensor, param.shape());
     require_dtype(kName, "a moment or gradient", tensor, weights);
   }
-  cpu::adamw_step(x, param, master, m, v, grad, state, options);
+  cpu::adamw_step(x, param, master, m, v, largest, grad, state, options);
   x.completed(kName, {param, master, m, v});
 }
 

@@ -38,13 +38,13 @@ struct StepDecision {
   AdamW adamw;                                       ///< with the largest weight_decay of any part
   double range = std::numeric_limits<float>::max();  ///< largest finite weight, m or v
 };
-/// The places in decide_step's `largest`.
+/// The places in `largest`, fp64 (3): the largest magnitudes of all weights, m and v.
 enum class Largest : int64_t { weight, first_moment, second_moment, count };
 
 /// Decides one step from the norm's partials (fp64, added in index order; of gradients still
-/// multiplied by state.loss_scale), the step's mean loss (fp64 (1), without that factor) and the
-/// largest magnitudes of all weights, m and v before it (fp64 (3), infinity for one that is not
-/// finite). Reads the state (u8, sizeof(StepState)) and writes every field but loss_scale:
+/// multiplied by state.loss_scale), the step's mean loss (fp64 (1), without that factor) and
+/// `largest` before the step (infinity for one that is not finite), which is set to 0 where the
+/// step is applied. Reads the state (u8, sizeof(StepState)) and writes every field but loss_scale:
 ///   grad_norm = √(Σ partials) / loss_scale
 ///   clip_scale = (0 < clip_norm < grad_norm ? clip_norm / grad_norm : 1) / loss_scale
 ///   nonfinite = loss or grad_norm is not finite, or the update is not sure to be: with
@@ -53,8 +53,8 @@ enum class Largest : int64_t { weight, first_moment, second_moment, count };
 ///     decay and step added has to stay below range / 2
 /// attempted, and either applied or skipped, go up by one. A step that is applied therefore leaves
 /// every weight, m and v finite (docs/numerics.md).
-void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor loss,
-                 ConstTensor largest, const StepDecision& decision);
+void decide_step(Executor& x, Tensor state, Tensor largest, ConstTensor partials, ConstTensor loss,
+                 const StepDecision& decision);
 
 /// Decoupled weight decay (arXiv:1711.05101, algorithm 2, with bias correction), on flat slices
 /// (n):
@@ -62,8 +62,9 @@ void decide_step(Executor& x, Tensor state, ConstTensor partials, ConstTensor lo
 ///   w = w - lr (m / (1-β1^t) / (√(v / (1-β2^t)) + ε) + weight_decay · w),  t = state.applied
 /// on the master weights: `master` (fp32, param bf16) or, when that is undefined, `param` itself
 /// (fp32 or fp64); param = round(master). m, v, grad in the master weights' dtype, all of param's
-/// shape. The state has been decided: t >= 1. Does nothing when state.nonfinite. Throws ShapeError.
-void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
-                ConstTensor state, const AdamW& options);
+/// shape. largest is raised to the magnitudes of what is written. The state has been decided:
+/// t >= 1. Does nothing when state.nonfinite. Throws ShapeError.
+void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, Tensor largest,
+                ConstTensor grad, ConstTensor state, const AdamW& options);
 
 }  // namespace gradus

@@ -108,8 +108,8 @@ void Optimizer::sum_norm(Executor& x) {
   if (parallel_ != nullptr) parallel_->pp.gather(x, stage_sums_);
 }
 
-/// The largest weight and moments of all ranks, which decide alike.
-void Optimizer::find_largest(Executor& x) {
+/// From then on the updates keep it.
+void Optimizer::measure_largest(Executor& x) {
   fill(x, largest_, 0.0);
   const auto raise = [&](Largest which, const Tensor& values) {
     raise_to_largest(x, largest_.slice(0, static_cast<int64_t>(which), 1), values);
@@ -120,19 +120,19 @@ void Optimizer::find_largest(Executor& x) {
     raise(Largest::first_moment, buckets_[b].m);
     raise(Largest::second_moment, buckets_[b].v);
   }
-  if (parallel_ != nullptr && parallel_->world != nullptr && parallel_->world->size() > 1) {
-    parallel_->world->all_reduce(x, largest_, largest_, ReduceOp::max).wait(x);
-  }
 }
 
 void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
   sum_norm(x);
-  find_largest(x);
+  if (parallel_ != nullptr && parallel_->world != nullptr && parallel_->world->size() > 1) {
+    // All ranks decide alike.
+    parallel_->world->all_reduce(x, largest_, largest_, ReduceOp::max).wait(x);
+  }
   const AdamW adamw = {.beta1 = config_.beta1,
                        .beta2 = config_.beta2,
                        .epsilon = config_.eps,
                        .weight_decay = config_.weight_decay};
-  decide_step(x, state_, stage_sums_, loss, largest_,
+  decide_step(x, state_, largest_, stage_sums_, loss,
               {.clip_norm = config_.clip_norm,
                .lr = lr,
                .adamw = adamw,
@@ -149,7 +149,7 @@ void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
       AdamW of_section = adamw;
       if (!section.decay) of_section.weight_decay = 0.0;
       adamw_step(x, part_of(bucket.value, 0, mine), part(state.master), part(state.m),
-                 part(state.v), part(bucket.grad_shard), state_, of_section);
+                 part(state.v), largest_, part(bucket.grad_shard), state_, of_section);
     }
   }
 }
@@ -220,6 +220,7 @@ void Optimizer::publish_master(Executor& x) {
     const Bucket& bucket = parameters_.buckets()[b];
     copy(x, part_of(bucket.value, 0, bucket.shard), buckets_[b].master);
   }
+  measure_largest(x);
 }
 
 }  // namespace gradus

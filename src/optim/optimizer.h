@@ -36,8 +36,8 @@ class Optimizer {
   /// The gradients that are kept start from zero.
   void zero_gradients(Executor& x);
   /// One step from the buckets' grad_shard: norm, clipping, and AdamW unless something is, or might
-  /// become, not finite. loss: fp64 (1), the step's mean loss. Asynchronous; state() tells the outcome. Other
-  /// replicas' shards of the weights are left as they were.
+  /// become, not finite. loss: fp64 (1), the step's mean loss. Asynchronous; state() tells the
+  /// outcome. Other replicas' shards of the weights are left as they were.
   void step(Executor& x, double lr, const ConstTensor& loss);
   /// Of the last step.
   StepState state() const;
@@ -71,7 +71,7 @@ class Optimizer {
     Tensor v;
   };
   void sum_norm(Executor& x);
-  void find_largest(Executor& x);
+  void measure_largest(Executor& x);
   Tensor whole(const Parameter& parameter, Kind kind) const;
   Tensor shard_of(size_t bucket, Kind kind) const;
 
@@ -81,7 +81,7 @@ class Optimizer {
   std::vector<BucketState> buckets_;
   Tensor partials_;    // fp64: of the global norm, over all sections in order
   Tensor stage_sums_;  // fp64 (stages): Σ partials of each pipeline stage
-  Tensor largest_;     // fp64 (3): magnitudes before the step, in the order of Largest
+  Tensor largest_;     // fp64 (3), see Largest: before the next step
   Tensor state_;       // u8 (sizeof(StepState))
 };
 

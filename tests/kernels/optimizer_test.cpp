@@ -107,7 +107,7 @@ StepState decide(StepState state, double sum_of_squares, double loss, double cli
   const Tensor losses = pool.poisoned({1}, DType::fp64);
   test::set_value(losses, 0, loss);
   const Tensor largest = pool.zeros({3}, DType::fp64);
-  decide_step(x, view(state), partials, losses, largest, {.clip_norm = clip_norm, .lr = lr});
+  decide_step(x, view(state), largest, partials, losses, {.clip_norm = clip_norm, .lr = lr});
   return state;
 }
 
@@ -164,6 +164,12 @@ TEST(DecideStep, CountsNonFiniteSteps) {
   EXPECT_EQ(state.skipped_in_row, 0);
 }
 
+double largest_magnitude(const Tensor& tensor) {
+  double largest = 0.0;
+  for (const double value : test::values(tensor)) largest = std::max(largest, std::abs(value));
+  return largest;
+}
+
 TEST(RaiseToLargest, IsExactForEverySizeAndThreads) {
   test::for_each_simd_target([] {
     for (const DType dtype : {DType::fp64, DType::fp32, DType::bf16}) {
@@ -173,10 +179,7 @@ TEST(RaiseToLargest, IsExactForEverySizeAndThreads) {
           TensorPool pool(static_cast<uint64_t>(n));
           const Tensor in = pool.normal({n}, dtype);
           const Tensor out = pool.zeros({1}, DType::fp64);
-          double expected = 0.0;
-          for (const double value : test::values(in)) {
-            expected = std::max(expected, std::abs(value));
-          }
+          const double expected = largest_magnitude(in);
           raise_to_largest(x, out, in);
           EXPECT_EQ(test::get_value(out, 0), expected);
           test::set_value(out, 0, 1e6);
@@ -199,13 +202,14 @@ constexpr AdamW kOptions{.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_d
 
 /// Parameter, master weights and moments of one test.
 struct Weights {
-  Tensor param, master, m, v;
+  Tensor param, master, m, v, largest;
 
   Weights(TensorPool& pool, DType dtype, int64_t n) {
     const DType kept = accumulator_of(dtype);
     const Tensor weights = pool.normal({n}, kept, 1.0, "weights");
     m = pool.zeros({n}, kept, "m");
     v = pool.zeros({n}, kept, "v");
+    largest = pool.zeros({3}, DType::fp64, "largest");
     if (dtype == DType::bf16) master = weights;
     param = dtype == DType::bf16 ? pool.copy(weights, dtype) : weights;
   }
@@ -230,7 +234,11 @@ TEST(AdamWStep, FollowsTheFormula) {
           state.attempted = step + 3;  // skipped steps do not count
           state.lr = 0.01f * static_cast<float>(step);
           state.clip_scale = 0.5f;
-          adamw_step(x, w.param, w.master, w.m, w.v, grad, view(state), kOptions);
+          test::set_all(w.largest, 0.0);
+          adamw_step(x, w.param, w.master, w.m, w.v, w.largest, grad, view(state), kOptions);
+          EXPECT_EQ(test::get_value(w.largest, 0), largest_magnitude(w.kept()));
+          EXPECT_EQ(test::get_value(w.largest, 1), largest_magnitude(w.m));
+          EXPECT_EQ(test::get_value(w.largest, 2), largest_magnitude(w.v));
           for (size_t i = 0; i < weights.size(); ++i) {
             const double g = 0.5 * test::get_value(grad, static_cast<int64_t>(i));
             m[i] = kOptions.beta1 * m[i] + (1.0 - kOptions.beta1) * g;
@@ -273,7 +281,7 @@ TEST(AdamWStep, KeepsASmallDecay) {
   state.lr = 3.0e-5f;
   for (int step = 1; step <= 4000; ++step) {
     state.applied = step;
-    adamw_step(x, w.param, {}, w.m, w.v, grad, view(state), kOptions);
+    adamw_step(x, w.param, {}, w.m, w.v, w.largest, grad, view(state), kOptions);
   }
   const double decayed = 1.0 - std::exp(4000 * std::log1p(-3.0e-5 * 0.1));
   EXPECT_NEAR((1.0 - test::get_value(w.param, 0)) / decayed, 1.0, 0.02);
@@ -290,7 +298,7 @@ TEST(AdamWStep, ThreadsChangeNothing) {
       StepState state;
       state.applied = 1;
       state.lr = 0.1f;
-      adamw_step(x, w.param, w.master, w.m, w.v, grad, view(state), kOptions);
+      adamw_step(x, w.param, w.master, w.m, w.v, w.largest, grad, view(state), kOptions);
       const std::vector<double> weights = test::values(w.kept());
       if (seen.empty()) seen = weights;
       EXPECT_EQ(weights, seen);
@@ -335,13 +343,14 @@ StepFault attempt(const Extreme& e, DType dtype) {
       .beta1 = 0.9, .beta2 = 0.95, .epsilon = e.epsilon, .weight_decay = e.weight_decay};
   StepState state;
   state.applied = e.applied;
-  decide_step(x, view(state), partials, loss, largest,
+  decide_step(x, view(state), largest, partials, loss,
               {.clip_norm = e.clip_norm,
                .lr = e.lr,
                .adamw = adamw,
                .range = kept == DType::fp64 ? std::numeric_limits<double>::max()
                                             : std::numeric_limits<float>::max()});
-  adamw_step(x, param, dtype == DType::bf16 ? weights : Tensor(), m, v, grad, view(state), adamw);
+  adamw_step(x, param, dtype == DType::bf16 ? weights : Tensor(), m, v, largest, grad, view(state),
+             adamw);
   for (const Tensor& tensor : {param, weights, m, v}) {
     for (const double value : test::values(tensor)) EXPECT_TRUE(std::isfinite(value)) << value;
   }
@@ -412,8 +421,8 @@ TEST(AdamWStep, MomentsThatDecayIntoDenormalsBecomeZeroOnEveryThread) {
       StepState state;
       state.applied = 50;
       state.lr = 0.1f;
-      adamw_step(x, w.param, w.master, w.m, w.v, pool.zeros({kElements}, DType::fp32), view(state),
-                 kOptions);
+      adamw_step(x, w.param, w.master, w.m, w.v, w.largest, pool.zeros({kElements}, DType::fp32),
+                 view(state), kOptions);
       EXPECT_EQ(test::values(w.m), std::vector<double>(kElements, 0.0));
       EXPECT_EQ(test::values(w.v), std::vector<double>(kElements, 0.0));
     }
@@ -432,7 +441,7 @@ TEST(AdamWStep, ANonFiniteStepChangesNothing) {
     state.nonfinite = 1;
     const auto before = test::values(w.param);
     const auto kept = test::values(w.kept());
-    adamw_step(x, w.param, w.master, w.m, w.v, grad, view(state), kOptions);
+    adamw_step(x, w.param, w.master, w.m, w.v, w.largest, grad, view(state), kOptions);
     EXPECT_EQ(test::values(w.param), before);
     EXPECT_EQ(test::values(w.kept()), kept);
     EXPECT_EQ(test::values(w.m), std::vector<double>(100, 0.0));
@@ -447,9 +456,10 @@ TEST(Optimizer, RefusesWhatDoesNotFit) {
   state.applied = 1;
   const auto fp32 = [&](int64_t n) { return pool.normal({n}, DType::fp32); };
   const Tensor a = fp32(8);
+  const Tensor largest = pool.zeros({3}, DType::fp64);
   const auto refused = [&](const Tensor& param, const Tensor& master, const Tensor& m,
                            const Tensor& grad, const Tensor& step) {
-    EXPECT_THROW(adamw_step(x, param, master, m, m, grad, step, kOptions), ShapeError);
+    EXPECT_THROW(adamw_step(x, param, master, m, m, largest, grad, step, kOptions), ShapeError);
   };
   const Tensor half = pool.normal({8}, DType::bf16);
   const Tensor wide = pool.normal({8}, DType::fp64);
@@ -473,11 +483,11 @@ TEST(Optimizer, RefusesWhatDoesNotFit) {
   EXPECT_THROW(sum_partials(x, pool.zeros({2}, DType::fp64), one), ShapeError);
   EXPECT_THROW(sum_partials(x, one, {}), ShapeError);
   const Tensor three = pool.zeros({3}, DType::fp64);
-  EXPECT_THROW(decide_step(x, a, one, one, three, {}), ShapeError);
-  EXPECT_THROW(decide_step(x, view(state), fp32(1), one, three, {}), ShapeError);
-  EXPECT_THROW(decide_step(x, view(state), one, three, three, {}), ShapeError);
+  EXPECT_THROW(decide_step(x, a, three, one, one, {}), ShapeError);
+  EXPECT_THROW(decide_step(x, view(state), three, fp32(1), one, {}), ShapeError);
+  EXPECT_THROW(decide_step(x, view(state), three, one, three, {}), ShapeError);
   EXPECT_THROW(decide_step(x, view(state), one, one, one, {}), ShapeError);
-  EXPECT_THROW(decide_step(x, view(state), one, one, fp32(3), {}), ShapeError);
+  EXPECT_THROW(decide_step(x, view(state), fp32(3), one, one, {}), ShapeError);
   EXPECT_THROW(raise_to_largest(x, three, a), ShapeError);
   EXPECT_THROW(raise_to_largest(x, fp32(1), a), ShapeError);
   EXPECT_THROW(raise_to_largest(x, one, {}), ShapeError);

@@ -51,38 +51,51 @@ void square_chunks(Executor& x, Tensor partials, ConstTensor in) {
   });
 }
 
-/// Bit patterns of magnitudes are in the order of the magnitudes, those of infinity and NaN last:
-/// whole numbers find the largest exactly, in any order of threads and lanes.
+/// The largest magnitude among what one thread sees. Bit patterns of magnitudes are in the order of
+/// the magnitudes, those of infinity and NaN last: whole numbers find the largest exactly, in any
+/// order of threads and lanes.
+template <typename D>
+class LargestMagnitude {
+ public:
+  explicit LargestMagnitude(D d) : d_(d), most_(hn::Zero(bits_)) {}
+
+  void see(hn::Vec<D> values) { most_ = hn::Max(most_, hn::BitCast(bits_, hn::Abs(values))); }
+  /// out = max(out, what was seen); infinity for what is not finite. Threads may meet here.
+  void raise(double& out) const {
+    using T = hn::TFromD<D>;
+    const auto found = std::bit_cast<T>(hn::GetLane(hn::MaxOfLanes(bits_, most_)));
+    const double mine = std::isfinite(found) ? found : std::numeric_limits<double>::infinity();
+    std::atomic_ref<double> shared(out);
+    double known = shared;
+    while (known < mine && !shared.compare_exchange_weak(known, mine)) {
+    }
+  }
+
+ private:
+  [[no_unique_address]] D d_;
+  [[no_unique_address]] hn::RebindToUnsigned<D> bits_;
+  hn::Vec<hn::RebindToUnsigned<D>> most_;
+};
+
 void largest_of(Executor& x, Tensor out, ConstTensor in) {
   dispatch_float("raise_to_largest", in, [&]<typename S>(S) {
-    using T = Compute<S>;
-    using Bits = hwy::MakeUnsigned<T>;
     const Tag<S> d;
-    const hn::RebindToUnsigned<Tag<S>> bits;
     const S* values = in.as<S>();
-    std::atomic<Bits> largest = 0;
     constexpr int64_t kGrain = 16384;  // elements a thread takes at least
     parallel_ranges(x, in.numel(), kGrain, [&](int64_t begin, int64_t end, int) {
-      auto most = hn::Zero(bits);
+      LargestMagnitude largest(d);
       for_each_vector(d, end - begin, [&](int64_t i, size_t lanes) {
-        most = hn::Max(most, hn::BitCast(bits, hn::Abs(load_some(d, values + begin + i, lanes))));
+        largest.see(load_some(d, values + begin + i, lanes));
       });
-      const Bits mine = hn::GetLane(hn::MaxOfLanes(bits, most));
-      Bits known = largest;
-      while (known < mine && !largest.compare_exchange_weak(known, mine)) {
-      }
+      largest.raise(*out.as<double>());
     });
-    const auto value = static_cast<double>(std::bit_cast<T>(largest.load()));
-    double* const so_far = out.as<double>();
-    *so_far =
-        std::isfinite(value) ? std::max(*so_far, value) : std::numeric_limits<double>::infinity();
   });
 }
 
 /// P: the parameter as stored. With master weights, P is bf16 and follows them.
 template <typename P>
-void update_all(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
-                const AdamWScalars& scalars) {
+void update_all(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, double* largest,
+                ConstTensor grad, const AdamWScalars& scalars) {
   using T = Compute<P>;
   const Tag<P> d;
   P* params = param.as<P>();
@@ -107,6 +120,9 @@ void update_all(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, Co
     const auto step_size = set(scalars.step_size);
     const auto second_factor = set(scalars.second_factor);
     const auto decay = set(scalars.decay);
+    LargestMagnitude weight_magnitude(d);
+    LargestMagnitude first_magnitude(d);
+    LargestMagnitude second_magnitude(d);
     for_each_vector(d, end - begin, [&](int64_t offset, size_t lanes) {
       const int64_t i = begin + offset;
       const auto g = hn::Mul(load_some(d, grads + i, lanes), clip_scale);
@@ -124,14 +140,21 @@ void update_all(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, Co
       store_some(d, v_new, second_moments + i, lanes);
       store_some(d, w_new, weights + i, lanes);
       if constexpr (std::is_same_v<P, bf16>) store_some(d, w_new, params + i, lanes);
+      weight_magnitude.see(w_new);
+      first_magnitude.see(m_new);
+      second_magnitude.see(v_new);
     });
+    weight_magnitude.raise(largest[static_cast<int64_t>(Largest::weight)]);
+    first_magnitude.raise(largest[static_cast<int64_t>(Largest::first_moment)]);
+    second_magnitude.raise(largest[static_cast<int64_t>(Largest::second_moment)]);
   });
 }
 
-void adamw_update(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
-                  const AdamWScalars& scalars) {
-  dispatch_float("adamw_step", param,
-                 [&]<typename P>(P) { update_all<P>(x, param, master, m, v, grad, scalars); });
+void adamw_update(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, double* largest,
+                  ConstTensor grad, const AdamWScalars& scalars) {
+  dispatch_float("adamw_step", param, [&]<typename P>(P) {
+    update_all<P>(x, param, master, m, v, largest, grad, scalars);
+  });
 }
 
 }  // namespace
@@ -191,7 +214,7 @@ bool update_fits(const StepState& s, const double* largest, const StepDecision& 
 
 }  // namespace
 
-void decide_step(Tensor state, ConstTensor partials, ConstTensor loss, ConstTensor largest,
+void decide_step(Tensor state, Tensor largest, ConstTensor partials, ConstTensor loss,
                  const StepDecision& decision) {
   const FlushDenormals flush;
   StepState s;
@@ -215,10 +238,11 @@ void decide_step(Tensor state, ConstTensor partials, ConstTensor loss, ConstTens
   s.skipped += s.nonfinite != 0 ? 1 : 0;
   s.skipped_in_row = s.nonfinite != 0 ? s.skipped_in_row + 1 : 0;
   std::memcpy(state.data(), &s, sizeof(s));
+  if (s.nonfinite == 0) std::fill_n(largest.as<double>(), largest.numel(), 0.0);
 }
 
-void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
-                ConstTensor state, const AdamW& options) {
+void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, Tensor largest,
+                ConstTensor grad, ConstTensor state, const AdamW& options) {
   StepState s;
   std::memcpy(&s, state.data(), sizeof(s));
   if (s.nonfinite != 0) return;
@@ -233,7 +257,7 @@ void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, Co
       .second_factor = 1.0 / std::sqrt(1.0 - std::pow(options.beta2, t)),
       .decay = lr * options.weight_decay,
   };
-  HWY_DYNAMIC_DISPATCH(adamw_update)(x, param, master, m, v, grad, scalars);
+  HWY_DYNAMIC_DISPATCH(adamw_update)(x, param, master, m, v, largest.as<double>(), grad, scalars);
 }
 
 }  // namespace gradus::cpu

@@ -19,9 +19,9 @@ struct AdamWScalars {
 void sum_of_squares(Executor& x, Tensor partials, ConstTensor in);
 void sum_partials(Tensor out, ConstTensor partials);
 void raise_to_largest(Executor& x, Tensor out, ConstTensor in);
-void decide_step(Tensor state, ConstTensor partials, ConstTensor loss, ConstTensor largest,
+void decide_step(Tensor state, Tensor largest, ConstTensor partials, ConstTensor loss,
                  const StepDecision& decision);
-void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, ConstTensor grad,
-                ConstTensor state, const AdamW& options);
+void adamw_step(Executor& x, Tensor param, Tensor master, Tensor m, Tensor v, Tensor largest,
+                ConstTensor grad, ConstTensor state, const AdamW& options);
 
 }  // namespace gradus::cpu
