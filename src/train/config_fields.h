@@ -96,8 +96,10 @@ inline constexpr auto kFields<TrainConfig> = std::tuple{
           "gradient checks. `fp16` is not part of this build."},
     Field{"recompute", &TrainConfig::recompute, kAnyValue,
           "Activations that backward recomputes to save memory; gradients are bitwise the same."},
-    Field{"max_skipped_steps", &TrainConfig::max_skipped_steps, at_least(1),
-          "The run stops when this many steps in a row had a non-finite loss or gradient norm."},
+    Field{
+        "max_skipped_steps", &TrainConfig::max_skipped_steps, at_least(1),
+        "The run stops when this many steps in a row changed nothing, since loss, gradient norm or "
+        "update were not finite."},
     Field{"threads", &TrainConfig::threads, between(1, 65536),
           "CPU threads of one rank; auto: every core the process may run on."},
 };
