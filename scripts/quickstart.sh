@@ -29,8 +29,8 @@ configure release build/quickstart -DGRADUS_TESTS=OFF -DGRADUS_BENCH=OFF
 cmake --build build/quickstart --target gradus
 
 say "corpus: the King James Bible, by character"
-# val.bin is what `data prepare` puts into place last.
-if [ ! -f data/kjv/val.bin ]; then
+# train.bin is what `data prepare` puts into place last.
+if [ ! -f data/kjv/train.bin ]; then
   command -v bible >/dev/null || fail "there is no program bible to print the text (Debian's package bible-kjv)"
   bible -f "gen1:1-rev22:21" > data/kjv.txt
   "$gradus" data prepare --tokenizer char --out data/kjv data/kjv.txt

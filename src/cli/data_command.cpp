@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/option_values.h"
 #include "core/counted.h"
+#include "core/deferred_signals.h"
 #include "data/inspect.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
@@ -35,12 +36,15 @@ void refuse_contradiction(const PrepareArguments& arguments) {
 
 int prepare_data(const PrepareArguments& arguments) {
   refuse_contradiction(arguments);
-  const PrepareResult result =
-      prepare({.inputs = {arguments.files.begin(), arguments.files.end()},
-               .out_dir = arguments.out,
-               .tokenizer = arguments.tokenizer.empty() ? "char" : arguments.tokenizer,
-               .tokenizer_file = arguments.tokenizer_file,
-               .val_fraction = arguments.val_fraction});
+  const DeferredSignals signals;
+  const PrepareResult result = prepare(
+      {.inputs = {arguments.files.begin(), arguments.files.end()},
+       .out_dir = arguments.out,
+       .tokenizer = arguments.tokenizer.empty() ? "char" : arguments.tokenizer,
+       .tokenizer_file = arguments.tokenizer_file,
+       .val_fraction = arguments.val_fraction,
+       .note = [](const std::string& note) { fmt::print(stderr, "gradus: note: {}\n", note); },
+       .interrupted = [&] { return signals.pending(); }});
   fmt::print("{}, {}; tokenizer {} with {}\n", counted(result.bytes, "byte"),
              counted(result.characters, "character"), result.tokenizer,
              counted(result.vocab_size, "token"));

@@ -11,6 +11,10 @@ namespace gradus {
 /// destination untouched. Every member throws IoError with the destination's path and the reason.
 class AtomicFile {
  public:
+  /// Removes what killed writers of `path` left beside it. Nobody may be writing it. Throws
+  /// IoError.
+  static void remove_leftovers(const std::filesystem::path& path);
+
   explicit AtomicFile(const std::filesystem::path& path);
   AtomicFile(AtomicFile&& other) noexcept;
   AtomicFile& operator=(AtomicFile&&) = delete;

@@ -1,8 +1,10 @@
 #include "data/dataset.h"
 
+#include <array>
 #include <system_error>
 
 #include "core/error.h"
+#include "core/input_file.h"
 
 namespace gradus {
 
@@ -16,6 +18,14 @@ bool has_split(const fs::path& path, Split split) {
   std::error_code ignored;  // whatever keeps a path from being looked at, there is no shard to use
   const bool folder = fs::is_directory(path, ignored);
   return fs::exists(folder ? path / split_file_name(split) : path, ignored);
+}
+
+bool is_token_shard(const fs::path& path) {
+  const InputFile file(path);
+  std::array<char, TokenShardHeader::kMagic.size()> begin{};
+  if (file.size() < static_cast<int64_t>(begin.size())) return false;
+  file.read(0, begin);
+  return begin == TokenShardHeader::kMagic;
 }
 
 fs::path shard_path(const fs::path& path, Split split) {
@@ -32,6 +42,18 @@ fs::path shard_path(const fs::path& path, Split split) {
                     split == Split::kVal ? " and a validation fraction above 0" : "");
   }
   return path / split_file_name(split);
+}
+
+void check_prepared_together(const fs::path& folder) {
+  if (!has_split(folder, Split::kTrain) || !has_split(folder, Split::kVal)) return;
+  const TokenShard train(shard_path(folder, Split::kTrain));
+  const TokenShard val(shard_path(folder, Split::kVal));
+  if (train.corpus() == val.corpus()) return;
+  throw DataError(
+      "{} and {} were not prepared together: gradus data prepare was interrupted, or one of them "
+      "was replaced; prepare the folder again, or name the files themselves in data.train and "
+      "data.val",
+      train.path().string(), val.path().string());
 }
 
 void check_tokenizer(const TokenShard& shard, const Tokenizer& tokenizer,

@@ -22,8 +22,16 @@ std::string_view split_file_name(Split split);
 /// when the folder lacks the split.
 std::filesystem::path shard_path(const std::filesystem::path& path, Split split);
 
+/// Whether the file begins as a token shard does. Throws IoError when it cannot be read.
+bool is_token_shard(const std::filesystem::path& path);
+
 /// Whether shard_path would find a shard.
 bool has_split(const std::filesystem::path& path, Split split);
+
+/// Throws DataError when the folder holds the training text of one corpus and the validation text
+/// of another, as a preparation leaves them that was killed between the two; IoError and DataError
+/// for shards that cannot be read.
+void check_prepared_together(const std::filesystem::path& folder);
 
 /// Throws DataError, naming both files, unless the shard was written with this tokenizer.
 void check_tokenizer(const TokenShard& shard, const Tokenizer& tokenizer,

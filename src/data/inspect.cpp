@@ -34,6 +34,7 @@ DatasetInfo inspect(const fs::path& path, int64_t first_tokens) {
   std::vector<fs::path> shards = {shard_path(path, Split::kTrain)};
   const bool folder = fs::is_directory(path);
   if (folder && has_split(path, Split::kVal)) shards.push_back(shard_path(path, Split::kVal));
+  if (folder) check_prepared_together(path);
   std::unique_ptr<Tokenizer> tokenizer;
   if (folder || fs::exists(tokenizer_path(path))) tokenizer = load_dataset_tokenizer(path);
   if (tokenizer) info.tokenizer = tokenizer->kind();

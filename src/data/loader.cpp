@@ -14,6 +14,7 @@ namespace fs = std::filesystem;
 TokenShard open_shard(const fs::path& path, Split split) {
   TokenShard shard(shard_path(path, split));
   if (fs::is_directory(path)) {
+    check_prepared_together(path);
     check_tokenizer(shard, *load_dataset_tokenizer(path), tokenizer_path(path));
   }
   return shard;

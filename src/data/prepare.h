@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,10 @@ struct PrepareOptions {
   /// The share of characters, at the end of the joined text, that becomes validation text; in [0,
   /// 1).
   double val_fraction = 0.1;
+  /// Told, before anything is written, what is unusual about the text and what will be replaced.
+  std::function<void(const std::string&)> note = [](const std::string&) {};
+  /// Asked now and then: whether to give up.
+  std::function<bool()> interrupted = [] { return false; };
 };
 
 struct PrepareResult {
@@ -33,13 +38,18 @@ struct PrepareResult {
   int64_t val_tokens = 0;
 };
 
-/// Writes out_dir/tokenizer.json, train.bin and val.bin, the last only for val_fraction > 0. All of
+/// Writes out_dir/tokenizer.json, val.bin, only for val_fraction > 0, and train.bin, last. All of
 /// them are completed under temporary names before the first takes its place, so that a failure,
-/// the disk filling up included, leaves an older corpus in the folder as it was. Memory use does
-/// not grow with the text, which is mapped and encoded by the block. Throws ConfigError for no
-/// input, an unknown tokenizer or a fraction outside [0, 1); IoError for files that cannot be read
-/// or written; DataError for an empty file, invalid UTF-8 (whichever the tokenizer), a character
-/// that tokenizer_file lacks, and a text too short to be split.
+/// the disk filling up included, leaves an older corpus in the folder as it was. A process that is
+/// killed between the renames leaves a folder that check_prepared_together or check_tokenizer
+/// refuses; what it left is removed by the next preparation. Runs that have the older files open
+/// keep them. Holds the folder's lock meanwhile.
+///
+/// Empty files are skipped. Memory use does not grow with the text, which is read twice, by the
+/// piece. Throws ConfigError for no input, an unknown tokenizer or a fraction outside [0, 1);
+/// IoError for files that cannot be read or written, a folder in use, and an interruption;
+/// DataError for no text at all, invalid UTF-8 (whichever the tokenizer), a character that
+/// tokenizer_file lacks, a text too short to be split, and one that changes while it is read.
 PrepareResult prepare(const PrepareOptions& options);
 
 }  // namespace gradus

@@ -118,8 +118,10 @@ void TokenShardWriter::append(std::span<const int32_t> tokens) {
   token_type() == TokenType::kU16 ? append_as<uint16_t>(tokens) : append_as<uint32_t>(tokens);
 }
 
+uint64_t TokenShardWriter::tokens_checksum() const { return XXH3_64bits_digest(checksum_.get()); }
+
 void TokenShardWriter::finish() {
-  header_.tokens_checksum = XXH3_64bits_digest(checksum_.get());
+  header_.tokens_checksum = tokens_checksum();
   header_.header_checksum = checksum_of(header_);
   file_.overwrite(0, bytes_of(header_));
   file_.sync();

@@ -38,7 +38,7 @@ struct TokenShardHeader {
   uint64_t vocab_size = 0;
   uint64_t tokenizer_hash = 0;   ///< Tokenizer::hash()
   uint64_t tokens_checksum = 0;  ///< XXH3-64 of the tokens' bytes
-  uint64_t reserved = 0;         ///< zero
+  uint64_t corpus = 0;           ///< the same in shards that were prepared together; 0: unknown
   uint64_t header_checksum = 0;  ///< XXH3-64 of the 56 bytes before
 };
 static_assert(sizeof(TokenShardHeader) == 64);
@@ -53,6 +53,8 @@ class TokenShardWriter {
 
   /// Throws DataError for an id outside the vocabulary, IoError.
   void append(std::span<const int32_t> tokens);
+  /// What its shards, and no others, have in common; before finish().
+  void set_corpus(uint64_t corpus) { header_.corpus = corpus; }
   /// Completes the header and puts everything on stable storage, still under the temporary name.
   void finish();
   /// Puts the shard, finished if it is not yet, in place of what was at its path.
@@ -60,6 +62,8 @@ class TokenShardWriter {
 
   int64_t token_count() const { return static_cast<int64_t>(header_.token_count); }
   TokenType token_type() const { return static_cast<TokenType>(header_.token_type); }
+  /// Of the tokens so far.
+  uint64_t tokens_checksum() const;
 
  private:
   template <typename Stored>
@@ -89,6 +93,9 @@ class TokenShard {
   uint64_t tokenizer_hash() const { return header_.tokenizer_hash; }
   /// Of the tokens, as the writer noted it: the same for the same tokens. A claim until verify().
   uint64_t tokens_checksum() const { return header_.tokens_checksum; }
+  /// Shards that differ in it were not prepared together; 0: unknown, as in files of older
+  /// versions.
+  uint64_t corpus() const { return header_.corpus; }
   TokenType token_type() const { return static_cast<TokenType>(header_.token_type); }
   int64_t file_size() const { return file_.size(); }
 

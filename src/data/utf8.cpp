@@ -59,9 +59,9 @@ std::string describe_fault(std::string_view text) {
 }  // namespace
 
 std::string text_position(const TextSource& source, size_t offset) {
-  const auto line = 1 + std::count(source.text.begin(),
-                                   source.text.begin() + static_cast<std::ptrdiff_t>(offset), '\n');
-  return fmt::format("{}:{} (byte {})", source.name, line, offset);
+  const auto line = source.first_line + std::ranges::count(source.text.substr(0, offset), '\n');
+  return fmt::format("{}:{} (byte {})", source.name, line,
+                     source.first_byte + static_cast<int64_t>(offset));
 }
 
 char32_t decode_utf8_sequence(const TextSource& source, size_t& offset) {
@@ -86,10 +86,8 @@ char32_t decode_utf8_sequence(const TextSource& source, size_t& offset) {
   return code_point;
 }
 
-size_t code_point_boundary(std::string_view text, size_t offset) {
-  if (offset >= text.size()) return text.size();
-  while (offset > 0 && !begins_code_point(text[offset])) --offset;
-  return offset;
+size_t count_code_points(std::string_view text) {
+  return static_cast<size_t>(std::ranges::count_if(text, begins_code_point));
 }
 
 size_t code_point_offset(std::string_view text, size_t count) {

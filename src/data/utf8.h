@@ -1,19 +1,23 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
 namespace gradus {
 
-/// A text and the name that errors give it. `text` is the whole text, so that line numbers can be
-/// counted when, and only when, an error needs one.
+/// A text, or a piece of one, and the name that errors give it. Lines are counted when, and only
+/// when, an error needs one.
 struct TextSource {
   std::string name;
   std::string_view text;
+  int64_t first_line = 1;  ///< number of the line that the piece begins in
+  int64_t first_byte = 0;  ///< where the piece begins
 };
 
-/// "NAME:LINE (byte OFFSET)"; lines count from 1, bytes from 0.
+/// "NAME:LINE (byte OFFSET)" of text[offset]; lines count from 1, bytes from 0, both from the
+/// beginning of the whole text.
 std::string text_position(const TextSource& source, size_t offset);
 
 /// Decodes the code point at source.text[offset], offset < size, and moves offset behind it.
@@ -38,8 +42,8 @@ inline bool begins_code_point(char byte) {
   return (static_cast<unsigned char>(byte) & 0xC0) != 0x80;
 }
 
-/// The last code-point boundary of text at or before offset <= size. text is well-formed.
-size_t code_point_boundary(std::string_view text, size_t offset);
+/// How many code points well-formed text has.
+size_t count_code_points(std::string_view text);
 
 /// The byte offset behind the first `count` code points of text, which is well-formed and has them.
 size_t code_point_offset(std::string_view text, size_t count);

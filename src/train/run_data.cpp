@@ -15,13 +15,58 @@ std::vector<std::filesystem::path> paths_of(const std::vector<std::string>& name
   return {names.begin(), names.end()};
 }
 
-/// A path that is not there is the most common mistake of all, and loading would name a file in it.
-void require_present(const char* key, const std::vector<std::string>& paths) {
+/// Where the tokens of a text may go: beside it, under its name.
+std::string folder_for(const std::filesystem::path& text) {
+  return text.has_extension() ? std::filesystem::path(text).replace_extension().string()
+                              : text.string() + ".data";
+}
+
+/// A path that is not there, and a text in the place of its tokens, are the most common mistakes of
+/// all, and loading would name a file beside it.
+void require_prepared(const char* key, const std::vector<std::string>& paths, Split split) {
   for (const std::string& path : paths) {
     std::error_code error;
-    if (std::filesystem::exists(path, error)) continue;
-    throw DataError("{}: {} does not exist; gradus data prepare --out {} FILE makes it", key, path,
-                    path);
+    if (!std::filesystem::exists(path, error)) {
+      throw DataError("{}: {} does not exist; gradus data prepare --out {} FILE makes it", key,
+                      path, path);
+    }
+    const std::filesystem::path shard = shard_path(path, split);
+    if (shard != path || is_token_shard(shard)) continue;  // what is in a folder, its loader checks
+    throw DataError(
+        "{0}: {1} is not a prepared folder, but a file that is no token shard; if it is text, "
+        "prepare it with gradus data prepare --out {2} {1} and set {0}=[{2}]",
+        key, path, folder_for(path));
+  }
+}
+
+/// The first of `shards` that holds the tokens of `shard`, if not itself.
+const TokenShard* same_tokens(const std::vector<const TokenShard*>& shards,
+                              const TokenShard& shard) {
+  const auto same = std::ranges::find_if(shards, [&](const TokenShard* other) {
+    return other->tokens_checksum() == shard.tokens_checksum() &&
+           other->token_count() == shard.token_count();
+  });
+  return same == shards.end() || *same == &shard ? nullptr : *same;
+}
+
+/// The same text twice is seldom meant.
+void note_repeated_text(RunData& data) {
+  const std::vector<const TokenShard*> train = data.train.shards();
+  for (const TokenShard* shard : train) {
+    if (const TokenShard* const same = same_tokens(train, *shard); same != nullptr) {
+      data.warnings.push_back(
+          fmt::format("data.train: {} holds the same tokens as {}: an epoch has them twice",
+                      shard->path().string(), same->path().string()));
+    }
+  }
+  if (!data.val) return;
+  for (const TokenShard* shard : data.val->shards()) {
+    if (const TokenShard* const same = same_tokens(train, *shard); same != nullptr) {
+      data.warnings.push_back(fmt::format(
+          "data.val: {} holds the same tokens as {}, which is trained on: its loss is no "
+          "validation loss",
+          shard->path().string(), same->path().string()));
+    }
   }
 }
 
@@ -56,8 +101,8 @@ void open_validation(const Config& config, RunData& data) {
 }  // namespace
 
 RunData RunData::open(const Config& config) {
-  require_present("data.train", config.data.train);
-  if (config.eval.every > 0) require_present("data.val", config.data.val);
+  require_prepared("data.train", config.data.train, Split::kTrain);
+  if (config.eval.every > 0) require_prepared("data.val", config.data.val, Split::kVal);
   RunData data{
       .tokenizer = load_dataset_tokenizer(config.data.train.front()),
       .train = Loader({.paths = paths_of(config.data.train),
@@ -83,10 +128,13 @@ RunData RunData::open(const Config& config) {
     throw ConfigError("model.vocab_size {} is below the {} of {}: use auto or at least {}",
                       *config.model.vocab_size, counted(V, "token"), config.data.train.front(), V);
   }
+  if (std::string large = vocabulary_warning(config, *data.tokenizer); !large.empty()) {
+    data.warnings.push_back(std::move(large));
+  }
+  note_repeated_text(data);
   std::vector<const TokenShard*> shards = data.train.shards();
   if (data.val) std::ranges::copy(data.val->shards(), std::back_inserter(shards));
   data.verification = std::make_unique<ShardVerification>(std::move(shards));
-  data.large_vocabulary = vocabulary_warning(config, *data.tokenizer);
   return data;
 }
 
@@ -112,7 +160,7 @@ std::string vocabulary_warning(const Config& config) {
 
 int64_t run_vocabulary(const Config& config) {
   if (config.model.vocab_size) return *config.model.vocab_size;
-  require_present("data.train", config.data.train);
+  require_prepared("data.train", config.data.train, Split::kTrain);
   return load_dataset_tokenizer(config.data.train.front())->vocab_size();
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "data/loader.h"
 #include "data/shard_verification.h"
@@ -17,8 +18,8 @@ struct RunData {
   std::unique_ptr<Tokenizer> tokenizer;
   Loader train;
   std::optional<Loader> val;
-  std::string large_vocabulary;  ///< what vocabulary_warning says
-  std::string no_val;            ///< why there is no val, when the user may not expect it
+  std::string no_val;                      ///< why there is no val, when the user may not expect it
+  std::vector<std::string> warnings = {};  ///< what is allowed and hardly meant
   /// Of the shards of train and val. What is kept of a run comes after its finish().
   std::unique_ptr<ShardVerification> verification;
 

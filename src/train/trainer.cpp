@@ -109,7 +109,7 @@ void Trainer::log_start() {
   if (model_.parallel().ranks() > 1) log_.info("{}", describe(model_.parallel()));
   log_.info("memory {} (gradus plan shows what for); run folder {}",
             format_bytes(model_.arena().plan().total_bytes()), run_.string());
-  if (!data_.large_vocabulary.empty()) log_.warn("{}", data_.large_vocabulary);
+  for (const std::string& warning : data_.warnings) log_.warn("{}", warning);
   if (!data_.no_val.empty()) log_.warn("nothing is evaluated: {}", data_.no_val);
 }
 

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -162,6 +163,66 @@ TEST_F(DataFaults, ValidationTextThatVanishesIsAnErrorAfterASave) {
   fs::resize_file(folder() / "data/val.bin", 70);
   expect_error(process.wait(), {"data/val.bin", "when it was opened"});
   EXPECT_FALSE(fs::is_empty(checkpoints()));
+}
+
+TEST_F(DataFaults, AnInterruptedPreparationLeavesTheOlderDataAndNothingElse) {
+  const std::string before = test::read_file(train_bin());
+  // Sparse, of NUL characters: long enough to be interrupted.
+  fs::resize_file(test::write_file(folder() / "long.txt", ""), uintmax_t{1} << 29);
+  const auto names = [&] {
+    std::vector<std::string> found;
+    for (const auto& entry : fs::directory_iterator(folder() / "data")) {
+      found.push_back(entry.path().filename().string());
+    }
+    return found;
+  };
+  const auto interrupt = [&](int signal) {
+    GradusProcess process(folder(), {"data", "prepare", "--out", "data", "long.txt"});
+    const auto begun = [&] {
+      return std::ranges::any_of(names(), [](const auto& name) { return name.ends_with(".tmp"); });
+    };
+    while (process.running() && !begun()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    EXPECT_TRUE(process.running());
+    process.send(signal);
+    return process.wait();
+  };
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    EXPECT_EQ(interrupt(signal).signal, signal);
+    EXPECT_THAT(names(), testing::UnorderedElementsAre("tokenizer.json", "train.bin", "val.bin"));
+    EXPECT_EQ(test::read_file(train_bin()), before);
+  }
+  EXPECT_EQ(interrupt(SIGKILL).signal, SIGKILL);
+  EXPECT_THAT(names(), testing::Contains(testing::EndsWith(".tmp")));
+  EXPECT_EQ(test::read_file(train_bin()), before);
+  ASSERT_EQ(gradus({"data", "prepare", "--out", "data", "text.txt"}).exit_code, 0);
+  EXPECT_THAT(names(), testing::UnorderedElementsAre("tokenizer.json", "train.bin", "val.bin"));
+}
+
+TEST_F(DataFaults, TheSameTextTwiceIsSaid) {
+  fs::create_symlink("data", folder() / "again");
+  const ProcessResult result =
+      train({"data.train=[data,again]", "data.val=[data/train.bin]", "eval.every=4"});
+  EXPECT_EQ(result.exit_code, 0) << result.text();
+  EXPECT_THAT(result.out, HasSubstr("data.train: again/train.bin holds the same tokens as "
+                                    "data/train.bin: an epoch has them twice"));
+  EXPECT_THAT(result.out, HasSubstr("data.val: data/train.bin holds the same tokens as "
+                                    "data/train.bin, which is trained on"));
+  EXPECT_THAT(train({"run.dir=other"}).out, Not(HasSubstr("the same tokens")));
+}
+
+TEST_F(DataFaults, PrepareSaysWhatIsUnusualOnStandardError) {
+  test::write_file(folder() / "windows.txt", "one\r\ntwo\r\n" + test::some_text(500));
+  test::write_file(folder() / "empty.txt", "");
+  const ProcessResult result =
+      gradus({"data", "prepare", "--out", "data", "windows.txt", "empty.txt"});
+  EXPECT_EQ(result.exit_code, 0) << result.text();
+  EXPECT_THAT(result.err, HasSubstr("gradus: note: skipped, since it is empty: empty.txt\n"));
+  EXPECT_THAT(result.err, HasSubstr("gradus: note: carriage returns are kept"));
+  EXPECT_THAT(result.err, HasSubstr("gradus: note: data holds 4500 training tokens and 500 "
+                                    "validation tokens"));
+  EXPECT_THAT(result.out, HasSubstr("wrote data: "));
 }
 
 TEST_F(DataFaults, DataPreparedAgainDoesNotDisturbARunningOne) {

@@ -129,6 +129,16 @@ TEST_F(Faults, MissingDataIsNamed) {
                {"data.train: elsewhere", advice});
   expect_error(train({"data.val=[elsewhere]", "eval.every=2"}), "data error",
                {"data.val: elsewhere", advice});
+  for (const std::string command : {"train", "plan"}) {
+    expect_error(gradus({command, "config.yaml", "data.train=[text.txt]"}), "data error",
+                 {"data.train: text.txt is not a prepared folder",
+                  "gradus data prepare --out text text.txt", "data.train=[text]"});
+  }
+  expect_error(train({"data.val=[config.yaml]", "eval.every=2"}), "data error",
+               {"data.val: config.yaml is not a prepared folder"});
+  fs::create_directory(folder() / "folder");
+  expect_error(train({"data.train=[folder]"}), "data error",
+               {"folder: the folder has no train.bin", "gradus data prepare --out folder FILE"});
   fs::remove(folder() / "data/tokenizer.json");
   expect_error(train(), "i/o error", {"data/tokenizer.json"});
 }

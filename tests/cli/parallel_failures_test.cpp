@@ -118,7 +118,7 @@ TEST_F(ParallelFailures, AShardThatOneRankLosesInMidRunEndsAllAfterASave) {
   fs::copy(folder() / "data", folder() / "own", fs::copy_options::recursive);
   const std::string settings = " parallel.tp=2 train.steps=100000 eval.every=0";
   GradusProcess process =
-      GradusProcess::shell(folder(), fmt::format("exec {0} -np 1 {1} train config.yaml{2} : "
+      GradusProcess::shell(folder(), fmt::format("{0} -np 1 {1} train config.yaml{2} : "
                                                  "-np 1 {1} train config.yaml{2} data.train=[own]",
                                                  test::mpirun(), test::gradus_binary(), settings));
   await_step(process, run(), 5);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <limits>
 #include <optional>
@@ -11,8 +12,10 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/folder_lock.h"
 #include "data/dataset.h"
 #include "data/inspect.h"
+#include "data/loader.h"
 #include "data/tokenizer.h"
 #include "support/temp_dir.h"
 
@@ -142,19 +145,28 @@ TEST_F(PrepareTest, SharesATokenizerBetweenCorpora) {
 TEST_F(PrepareTest, EmptyAndMissingFilesAreNamed) {
   const fs::path good = text("good", "text");
   const fs::path empty = text("empty", "");
+  const fs::path mark = text("mark", "\xEF\xBB\xBF");
+  EXPECT_THAT([&] { prepare({.inputs = {empty}, .out_dir = out_}); },
+              ThrowsMessage<DataError>(HasSubstr(empty.string() + ": the file is empty")));
   EXPECT_THAT(
       [&] {
-        prepare({.inputs = {good, empty}, .out_dir = out_});
+        prepare({.inputs = {empty, mark, empty}, .out_dir = out_});
       },
-      ThrowsMessage<DataError>(HasSubstr(empty.string() + ": the file is empty")));
+      ThrowsMessage<DataError>(HasSubstr("this and the 2 other files are empty")));
   EXPECT_THAT(
       [&] {
         prepare({.inputs = {good, dir_ / "absent"}, .out_dir = out_});
       },
       ThrowsMessage<IoError>(
           AllOf(HasSubstr("absent: cannot open"), HasSubstr("No such file or directory"))));
-  EXPECT_THAT([&] { prepare({.inputs = {dir_.path()}, .out_dir = out_}); },
-              ThrowsMessage<IoError>(HasSubstr("not a regular file")));
+  ASSERT_EQ(::mkfifo((dir_ / "fifo").c_str(), 0600), 0);
+  for (const fs::path& path : {dir_.path(), dir_ / "fifo", fs::path("/dev/zero")}) {
+    EXPECT_THAT(
+        [&] {
+          prepare({.inputs = {good, path}, .out_dir = out_});
+        },
+        ThrowsMessage<IoError>(HasSubstr(path.string() + ": not a regular file")));
+  }
   EXPECT_FALSE(fs::exists(out_));
 }
 
@@ -184,6 +196,179 @@ TEST_F(PrepareTest, ACharacterCutByTheEndOfAFileIsNotMendedByTheNextFile) {
         prepare({.inputs = {first, second}, .out_dir = out_});
       },
       ThrowsMessage<DataError>(HasSubstr("truncated after 2 of 3 bytes")));
+}
+
+TEST_F(PrepareTest, UnusualTextIsSaidAndWhatBecameOfIt) {
+  std::vector<std::string> notes;
+  const fs::path first = text("first", "\xEF\xBB\xBFline\r\nanother\r\nopen");
+  fs::create_symlink(first, dir_ / "link");
+  const std::string zero(1, '\0');
+  prepare({.inputs = {first, text("empty", ""), text("nul", "a" + zero + "b" + zero + "\n"),
+                      dir_ / "link", text("copy", "a" + zero + "b" + zero + "\n")},
+           .out_dir = out_,
+           .val_fraction = 0.0,
+           .note = [&](const std::string& note) { notes.push_back(note); }});
+  EXPECT_EQ(shard_text(out_, Split::kTrain), "line\r\nanother\r\nopena" + zero + "b" + zero +
+                                                 "\nline\r\nanother\r\nopena" + zero + "b" + zero +
+                                                 "\n");
+  const std::string at = dir_.path().string() + "/";
+  EXPECT_THAT(notes,
+              testing::ElementsAre(
+                  "skipped, since it is empty: " + at + "empty",
+                  "a byte order mark at the beginning is dropped: " + at + "first, " + at + "link",
+                  "carriage returns are kept, as characters (tr -d '\\r' removes them): " + at +
+                      "first (2), " + at + "link (2)",
+                  "NUL characters are kept; is it text: " + at + "nul (2), " + at + "copy (2)",
+                  "no newline at the end: the last line and the next file's first are one: " + at +
+                      "first, " + at + "link",
+                  "the same text more than once: " + at + "link (the same file as " + at +
+                      "first), " + at + "copy (the same text as " + at + "nul)"));
+
+  notes.clear();
+  std::vector<fs::path> many;
+  for (int i = 0; i < 5; ++i) many.push_back(text(std::to_string(i), std::to_string(i)));
+  prepare({.inputs = many, .out_dir = dir_ / "many", .note = [&](const std::string& note) {
+             notes.push_back(note);
+           }});
+  EXPECT_THAT(notes, testing::ElementsAre(AllOf(HasSubstr("no newline"), HasSubstr("/0, "),
+                                                HasSubstr("/2 and 1 more"))))
+      << "that of the last file joins nothing";
+}
+
+TEST_F(PrepareTest, PlainTextIsWorthNoNote) {
+  prepare({.inputs = {text("1", "one\n"), text("2", "two\nthree")},
+           .out_dir = out_,
+           .note = [](const std::string& note) { ADD_FAILURE() << note; }});
+}
+
+TEST_F(PrepareTest, WhatIsReplacedIsSaidBefore) {
+  prepare({.inputs = {text("1", "old text, all of it")}, .out_dir = out_});
+  std::vector<std::string> notes;
+  const fs::path next = text("2", "new text");
+  prepare({.inputs = {next}, .out_dir = out_, .note = [&](const std::string& note) {
+             notes.push_back(note);
+             EXPECT_EQ(shard_text(out_, Split::kTrain), "old text, all of ");
+           }});
+  EXPECT_THAT(notes, testing::ElementsAre(AllOf(
+                         HasSubstr(out_.string() + " holds 17 training tokens and 2 validation "
+                                                   "tokens of a vocabulary of 11"),
+                         HasSubstr("will be replaced"))));
+  notes.clear();
+  test::write_file(out_ / "train.bin", "damaged");
+  prepare({.inputs = {next}, .out_dir = out_, .note = [&](const std::string& note) {
+             notes.push_back(note);
+           }});
+  EXPECT_THAT(notes, testing::ElementsAre(HasSubstr("a corpus that cannot be used")));
+}
+
+TEST_F(PrepareTest, TheSameTextGivesTheSameFiles) {
+  const fs::path file = text("1", "some text to train on");
+  prepare({.inputs = {file}, .out_dir = out_});
+  prepare({.inputs = {file}, .out_dir = dir_ / "again"});
+  for (const std::string& name : names_in(out_)) {
+    EXPECT_EQ(test::read_file(out_ / name), test::read_file(dir_ / "again" / name)) << name;
+  }
+}
+
+TEST_F(PrepareTest, TextsThatWereNotPreparedTogetherAreRefused) {
+  // Of one vocabulary, as long as each other: only their corpus tells them apart.
+  prepare({.inputs = {text("1", "abcdefghijabcdefghij")}, .out_dir = out_});
+  prepare({.inputs = {text("2", "jihgfedcbajihgfedcba")}, .out_dir = dir_ / "new"});
+  ASSERT_EQ(test::read_file(out_ / "tokenizer.json"), test::read_file(dir_ / "new/tokenizer.json"));
+  // What a preparation leaves that is killed after each of its renames.
+  const auto load = [&](Split split) { Loader({.paths = {out_}, .split = split, .context = 1}); };
+  fs::copy_file(dir_ / "new/val.bin", out_ / "val.bin", fs::copy_options::overwrite_existing);
+  const auto message = ThrowsMessage<DataError>(AllOf(HasSubstr("out/corpus/train.bin and "),
+                                                      HasSubstr("were not prepared together"),
+                                                      HasSubstr("prepare the folder again")));
+  EXPECT_THAT([&] { load(Split::kTrain); }, message);
+  EXPECT_THAT([&] { load(Split::kVal); }, message);
+  EXPECT_THAT([&] { inspect(out_); }, message);
+  fs::copy_file(dir_ / "new/train.bin", out_ / "train.bin", fs::copy_options::overwrite_existing);
+  load(Split::kTrain);
+  load(Split::kVal);
+
+  // A training text without validation text in the place of one with.
+  prepare({.inputs = {text("1", "abcdefghijabcdefgh")},
+           .out_dir = dir_ / "alone",
+           .val_fraction = 0.0});
+  fs::copy_file(dir_ / "alone/train.bin", out_ / "train.bin", fs::copy_options::overwrite_existing);
+  EXPECT_THAT([&] { load(Split::kTrain); }, message);
+}
+
+TEST_F(PrepareTest, WhatKilledPreparationsLeftIsRemoved) {
+  const fs::path file = text("1", "some text to train on");
+  fs::create_directories(out_);
+  for (const char* name : {"train.bin.123-0.tmp", "val.bin.99999-12.tmp", "tokenizer.json.1-0.tmp",
+                           "train.bin.mine.tmp", "train.bin.-0.tmp", "train.bin.1-0.tmp.txt"}) {
+    test::write_file(out_ / name, "x");
+  }
+  prepare({.inputs = {file}, .out_dir = out_});
+  EXPECT_THAT(names_in(out_),
+              UnorderedElementsAre("tokenizer.json", "train.bin", "val.bin", "train.bin.mine.tmp",
+                                   "train.bin.-0.tmp", "train.bin.1-0.tmp.txt"));
+}
+
+TEST_F(PrepareTest, TwoPreparationsDoNotMixInOneFolder) {
+  const fs::path file = text("1", "some text to train on");
+  {
+    const FolderLock lock(out_, "--out");
+    EXPECT_THAT([&] { prepare({.inputs = {file}, .out_dir = out_}); },
+                ThrowsMessage<IoError>(AllOf(HasSubstr("--out " + out_.string()),
+                                             HasSubstr("is in use by process "))));
+  }
+  prepare({.inputs = {file}, .out_dir = out_});
+}
+
+TEST_F(PrepareTest, AnInterruptionLeavesTheOlderCorpusAsItWas) {
+  const fs::path file = text("1", "old text, all of it");
+  for (int asked = 0; asked < 3; ++asked) {
+    int left = asked;
+    EXPECT_THAT(
+        [&] {
+          prepare({.inputs = {file}, .out_dir = out_, .interrupted = [&] { return left-- == 0; }});
+        },
+        ThrowsMessage<IoError>(HasSubstr("interrupted")));
+    EXPECT_FALSE(fs::exists(out_)) << asked;
+  }
+  prepare({.inputs = {file}, .out_dir = out_});
+  int left = 2;
+  EXPECT_THROW(prepare({.inputs = {text("2", "other text")},
+                        .out_dir = out_,
+                        .interrupted = [&] { return left-- == 0; }}),
+               IoError);
+  EXPECT_THAT(names_in(out_), UnorderedElementsAre("tokenizer.json", "train.bin", "val.bin"));
+  EXPECT_EQ(shard_text(out_, Split::kTrain), "old text, all of ");
+}
+
+TEST_F(PrepareTest, ATextThatChangesWhileItIsReadIsRefused) {
+  const fs::path file = text("1", "text\rof some length\n");  // the note comes between the passes
+  const auto prepare_after = [&](const std::function<void()>& change) {
+    prepare({.inputs = {file}, .out_dir = out_, .note = [&](const std::string&) { change(); }});
+  };
+  EXPECT_THAT([&] { prepare_after([&] { test::write_file(file, "text\rof emos length\n"); }); },
+              ThrowsMessage<DataError>(HasSubstr(file.string() + ": the file changed")));
+  test::write_file(file, "text\rof some length\n");
+  EXPECT_THAT([&] { prepare_after([&] { fs::resize_file(file, 3); }); },
+              ThrowsMessage<IoError>(AllOf(HasSubstr(file.string()), HasSubstr("byte 3"))));
+  EXPECT_FALSE(fs::exists(out_));
+}
+
+TEST_F(PrepareTest, WhatIsInTheWayIsFoundBeforeAnythingIsReplaced) {
+  const fs::path file = text("1", "some text to train on");
+  prepare({.inputs = {file}, .out_dir = out_});
+  const std::string val = test::read_file(out_ / "val.bin");
+  fs::remove(out_ / "train.bin");
+  fs::create_directory(out_ / "train.bin");
+  const fs::path other = text("2", "other text");
+  EXPECT_THAT([&] { prepare({.inputs = {other}, .out_dir = out_}); },
+              ThrowsMessage<IoError>(HasSubstr("train.bin: in the way")));
+  EXPECT_EQ(test::read_file(out_ / "val.bin"), val);
+  fs::remove(out_ / "train.bin");
+  test::write_file(out_ / "train.bin", "a text of that name");
+  EXPECT_THAT([&] { prepare({.inputs = {out_ / "train.bin"}, .out_dir = out_}); },
+              ThrowsMessage<ConfigError>(HasSubstr("would be replaced")));
+  EXPECT_EQ(test::read_file(out_ / "train.bin"), "a text of that name");
 }
 
 TEST_F(PrepareTest, UnwritableFolderIsNamed) {

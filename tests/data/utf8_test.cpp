@@ -109,17 +109,23 @@ TEST(Utf8, AcceptsExactlyTheWellFormedPairsAndTriples) {
   EXPECT_EQ(accepted, 30 * 64 * 7 + (16 * 64 - 32 - 32) * 3);
 }
 
-TEST(Utf8, BoundariesAndOffsetsCountCodePoints) {
+TEST(Utf8, OffsetsCountCodePoints) {
   const std::string text = "a\xC3\xA9\xF0\x9F\x98\x80z";  // 1 + 2 + 4 + 1 bytes
-  const std::vector<size_t> boundaries = {0, 1, 1, 3, 3, 3, 3, 7, 8, 8};
-  for (size_t offset = 0; offset < boundaries.size(); ++offset) {
-    EXPECT_EQ(code_point_boundary(text, offset), boundaries[offset]) << offset;
-  }
+  EXPECT_EQ(count_code_points(text), 4u);
+  EXPECT_EQ(count_code_points(""), 0u);
   EXPECT_EQ(code_point_offset(text, 0), 0u);
   EXPECT_EQ(code_point_offset(text, 1), 1u);
   EXPECT_EQ(code_point_offset(text, 2), 3u);
   EXPECT_EQ(code_point_offset(text, 3), 7u);
   EXPECT_EQ(code_point_offset(text, 4), 8u);
+}
+
+TEST(Utf8, APieceGivesPlacesInTheWholeText) {
+  const TextSource piece = {
+      .name = "f.txt", .text = "b\nc\xFF", .first_line = 8, .first_byte = 100};
+  size_t offset = 3;
+  EXPECT_THAT([&] { decode_utf8(piece, offset); },
+              testing::ThrowsMessage<DataError>(HasSubstr("f.txt:9 (byte 103): invalid UTF-8")));
 }
 
 TEST(Utf8, DescribesCodePoints) {
