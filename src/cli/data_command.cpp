@@ -34,17 +34,22 @@ void refuse_contradiction(const PrepareArguments& arguments) {
       arguments.tokenizer, arguments.tokenizer_file, kind);
 }
 
+/// Where nobody listens, the work goes on.
+void print_note(const std::string& note) {
+  std::fputs(fmt::format("gradus: note: {}\n", note).c_str(), stderr);
+}
+
 int prepare_data(const PrepareArguments& arguments) {
   refuse_contradiction(arguments);
   const DeferredSignals signals;
-  const PrepareResult result = prepare(
-      {.inputs = {arguments.files.begin(), arguments.files.end()},
-       .out_dir = arguments.out,
-       .tokenizer = arguments.tokenizer.empty() ? "char" : arguments.tokenizer,
-       .tokenizer_file = arguments.tokenizer_file,
-       .val_fraction = arguments.val_fraction,
-       .note = [](const std::string& note) { fmt::print(stderr, "gradus: note: {}\n", note); },
-       .interrupted = [&] { return signals.pending(); }});
+  const PrepareResult result =
+      prepare({.inputs = {arguments.files.begin(), arguments.files.end()},
+               .out_dir = arguments.out,
+               .tokenizer = arguments.tokenizer.empty() ? "char" : arguments.tokenizer,
+               .tokenizer_file = arguments.tokenizer_file,
+               .val_fraction = arguments.val_fraction,
+               .note = print_note,
+               .interrupted = [&] { return signals.pending(); }});
   fmt::print("{}, {}; tokenizer {} with {}\n", counted(result.bytes, "byte"),
              counted(result.characters, "character"), result.tokenizer,
              counted(result.vocab_size, "token"));

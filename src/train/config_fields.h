@@ -46,8 +46,10 @@ inline constexpr auto kFields<ModelConfig> = std::tuple{
 
 template <>
 inline constexpr auto kFields<DataConfig> = std::tuple{
-    Field{"train", &DataConfig::train, at_least(1),
-          "Folders made by `gradus data prepare` to train on."},
+    Field{
+        "train", &DataConfig::train, at_least(1),
+        "Folders made by `gradus data prepare`, or shards in them, to train on; each counts by its "
+        "length, and one that is named twice is read twice an epoch."},
     Field{"val", &DataConfig::val, at_least(0),
           "Folders to evaluate on; empty: the validation split of the folders of `data.train`."},
     Field{"tokenizer", &DataConfig::tokenizer, kAnyValue,

@@ -34,7 +34,7 @@ constexpr const char* kConfig =
     "optim: {warmup_steps: 0}\n"
     "train: {steps: 4, micro_batch: 2, global_batch: 2, precision: fp32, threads: 1}\n"
     "checkpoint: {every: 0}\n"
-    "eval: {every: 0, batches: 1}\n"
+    "eval: {every: 0, tokens: 16}\n"
     "log: {every: 1}\n";
 
 class DataFaults : public testing::Test {
@@ -111,6 +111,7 @@ TEST_F(DataFaults, LargeShardsAreVerifiedBeforeAnythingIsSaved) {
   const TokenShard small(train_bin());
   {
     TokenShardWriter writer(train_bin(), small.vocab_size(), small.tokenizer_hash());
+    writer.set_corpus(small.corpus());
     const std::vector<int32_t> block(size_t{1} << 20, 1);
     for (int i = 0; i < 40; ++i) writer.append(block);  // 80 MiB
     writer.publish();
@@ -134,7 +135,9 @@ TEST_F(DataFaults, AShardCutShortUnderARunIsAnErrorAfterASave) {
   fs::resize_file(train_bin(), 70);
   const ProcessResult result = process.wait();
   expect_error(result, {"data/train.bin", "when it was opened"});
-  const auto last = test::metrics_of(folder() / "run", "train").back().at("step").get<int64_t>();
+  const auto steps = test::metrics_of(folder() / "run", "train");
+  ASSERT_FALSE(steps.empty());
+  const auto last = steps.back().at("step").get<int64_t>();
   EXPECT_TRUE(fs::exists(checkpoints() / fmt::format("step-{:08}", last))) << result.text();
 
   test::write_file(train_bin(), whole);
