@@ -76,7 +76,7 @@ int run(Bootstrap& bootstrap, int argc, char** argv) {
     const int code = program.exit(error, out, err);
     say(stdout, out.str());
     say(stderr, err.str());
-    if (code != 0) say(stderr, hint);
+    if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) say(stderr, hint);
     return code == 0 ? 0 : kWrongUsage;
   }
   return run(bootstrap, action);

@@ -58,10 +58,13 @@ const Misreading kContradictions[] = {
     {"train: {global_batch: 30}",
      "1: train.global_batch: global_batch 30 is not a multiple of micro_batch 12 × dp 1: use "
      "global_batch 24 or 36 (train.micro_batch: default, parallel.dp: default)"},
-    {"model: {layers: 10000000000}",
-     "1: model.layers: the model has about 2.0e+15 parameters: sizes above 1e+15 are not "
-     "supported (model.channels: default, model.mlp_width: default, model.vocab_size: default, "
+    {"model: {channels: 10000000000}",
+     "1: model.channels: the model has about 4.8e+21 parameters: sizes above 1e+15 are not "
+     "supported (model.layers: default, model.mlp_width: default, model.vocab_size: default, "
      "model.context: default)"},
+    {"train: {global_batch: 120000000000000, steps: 101}",
+     "1: train.global_batch: a step has about 7.7e+15 tokens: sizes above 1e+15 are not supported "
+     "(model.context: default)"},
     {"train:\n  steps: 9223372036854775807",
      "2: train.steps: the run would see 7.1e+21 tokens, more than 64 bits can count "
      "(train.global_batch: default, model.context: default)"},
@@ -77,7 +80,7 @@ TEST_F(ConfigTest, ContradictionsNameEveryKeyInvolvedAndItsPlace) {
   for (const Misreading& m : kContradictions) {
     const Lines lines = problems(m.text);
     if (std::string(m.text).find("10000000000") != std::string::npos) {
-      ASSERT_FALSE(lines.empty());  // as many layers also have too many activations
+      ASSERT_FALSE(lines.empty());  // as many channels also have too many activations
       EXPECT_EQ(lines[0], std::string("DIR/c.yaml:") + m.problem);
     } else {
       EXPECT_THAT(lines, ElementsAre(std::string("DIR/c.yaml:") + m.problem)) << m.text;
@@ -122,7 +125,7 @@ TEST_F(ConfigTest, SizesAtTheEndOfInt64AreRefusedWithoutOverflow) {
   const Lines lines = problems(
       "model: {layers: H, channels: H, heads: H, context: H, mlp_width: H}\n"
       "train: {micro_batch: 1, global_batch: 1}\n",
-      {"model.layers=" + huge, "model.channels=" + huge, "model.heads=" + huge,
+      {"model.layers=100000", "model.channels=" + huge, "model.heads=" + huge,
        "model.context=" + huge, "model.mlp_width=" + huge, "parallel.tp=" + huge});
   EXPECT_THAT(lines, testing::Contains(HasSubstr("parameters: sizes above 1e+15")));
   EXPECT_THAT(problems("model: {channels: " + huge + ", heads: 7}\nparallel: {tp: 7}"),
