@@ -11,7 +11,8 @@ namespace gradus {
 
 /// The instruction set that the vectorised CPU kernels use, for example "AVX2".
 std::string vector_instruction_set();
-/// What multiplies matrices of a dtype on x, and the environment variable that limits it, if one does.
+/// What multiplies matrices of a dtype on x, and the environment variable that limits it, if one
+/// does.
 std::string matmul_implementation(const Executor& x, DType dtype);
 
 /// Matrix products that x's matmul_implementation() is oneDNN for and that it would not take: the

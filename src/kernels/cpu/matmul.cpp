@@ -173,8 +173,7 @@ std::string matmul_implementation(DType dtype) {
                        onednn_limit());
   }
   return fmt::format("packed product ({}), {} arithmetic{}", vector_instruction_set(),
-                     to_string(accumulator_of(dtype)),
-                     dtype == DType::fp64 ? "" : onednn_limit());
+                     to_string(accumulator_of(dtype)), dtype == DType::fp64 ? "" : onednn_limit());
 }
 
 }  // namespace gradus::cpu
