@@ -4,7 +4,8 @@
 #
 # On SIGTERM, Ctrl-C or a terminal that goes away Open MPI's mpirun ends the ranks itself, a second later, and returns 1. This script
 # passes them SIGUSR1 instead, which mpirun forwards: every rank finishes the step, one checkpoint is
-# saved, and the script returns 0. A second signal ends the job at once.
+# saved, and the script returns 0. A second Ctrl-C, a second or more later, ends the job at once; schedulers
+# may repeat their signals.
 set -uo pipefail
 
 # What the printed command that goes on begins with.
@@ -13,11 +14,17 @@ export GRADUS_LAUNCHER=$0
 setsid "${MPIRUN:-mpirun}" "$@" </dev/null &
 job=$!
 
+first= # when the first signal came, in microseconds
 stop() {
-  trap 'kill -TERM "$job"' TERM INT HUP
-  kill -USR1 "$job"
+  local now=${EPOCHREALTIME//[!0-9]/}
+  if [ -z "$first" ]; then
+    first=$now
+    kill -USR1 "$job"
+  elif [ "$1" = INT ] && [ $((now - first)) -ge 1000000 ]; then
+    kill -TERM "$job"
+  fi
 }
-trap stop TERM INT HUP
+for signal in TERM INT HUP; do trap "stop $signal" "$signal"; done
 
 wait "$job"
 code=$?

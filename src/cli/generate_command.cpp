@@ -1,9 +1,14 @@
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "cli/commands.h"
+#include "cli/console.h"
 #include "cli/option_values.h"
 #include "infer/generation_threads.h"
 #include "infer/generator.h"
@@ -23,6 +28,9 @@ struct GenerateArguments {
 
 int generate(Bootstrap& bootstrap, const GenerateArguments& arguments) {
   require_one_rank(bootstrap, "generate");
+  SamplingOptions sampling = arguments.sampling;
+  sampling.seed = static_cast<uint64_t>(arguments.seed);
+  Sampler sampler(sampling);
   const int threads =
       arguments.threads > 0
           ? static_cast<int>(arguments.threads)
@@ -35,15 +43,11 @@ int generate(Bootstrap& bootstrap, const GenerateArguments& arguments) {
   std::vector<std::string> refused;
   Generator generator(arguments.path, x, tp, refused);
   for (const std::string& line : refused) fmt::print(stderr, "warning: not used: {}\n", line);
-  const auto emit = [](std::string_view text) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-  };
-  SamplingOptions sampling = arguments.sampling;
-  sampling.seed = static_cast<uint64_t>(arguments.seed);
-  emit(arguments.prompt);
-  generator.generate(arguments.prompt, arguments.tokens, sampling, emit);
-  emit("\n");
+  // All that can be wrong with it is found before the first character is printed.
+  std::vector<int32_t> prompt = generator.encode(arguments.prompt);
+  print_now(arguments.prompt);
+  generator.generate(std::move(prompt), arguments.tokens, sampler, print_now);
+  print_now("\n");
   return 0;
 }
 

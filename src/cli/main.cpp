@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <sstream>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "cli/commands.h"
 #include "cli/commit.h"
+#include "cli/console.h"
 #include "cli/openmp_settings.h"
 #include "cli/usage.h"
 #include "core/error.h"
@@ -106,9 +108,15 @@ std::string shortage_of_threads(Bootstrap& bootstrap, const Executor& x) {
 
 /// Exit codes: 0 done, 1 an error (printed once, whichever rank it happened on), 2 wrong usage.
 int main(int argc, char** argv) {
+  using gradus::cli::Colors;
+  gradus::cli::claim_standard_descriptors();
   const std::string problem = gradus::cli::apply_openmp_settings(argv);
-  spdlog::set_pattern("%H:%M:%S %L %v");  // warnings before a command has its own log
   if (!problem.empty()) std::fprintf(stderr, "warning: threads may spin: %s\n", problem.c_str());
-  return gradus::run_job(
-      {}, [&](gradus::Bootstrap& bootstrap) { return gradus::cli::run(bootstrap, argc, argv); });
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of the write instead
+  // For warnings before a command has its own log.
+  spdlog::set_default_logger(gradus::cli::console_log("", Colors::never));
+  return gradus::run_job({}, [&](gradus::Bootstrap& bootstrap) {
+    return gradus::cli::with_checked_output(
+        [&] { return gradus::cli::run(bootstrap, argc, argv); });
+  });
 }

@@ -1,35 +1,36 @@
 #include <spdlog/sinks/null_sink.h>
-#include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <csignal>
 #include <memory>
 #include <string>
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
+#include "cli/console.h"
 #include "cli/resume_command.h"
 #include "train/config_layout.h"
+#include "train/signals.h"
 #include "train/trainer.h"
 
 namespace gradus::cli {
 namespace {
 
 /// The first rank speaks for all.
-spdlog::logger make_log(const Bootstrap& bootstrap) {
+std::shared_ptr<spdlog::logger> make_log(const Bootstrap& bootstrap) {
   if (bootstrap.rank() != 0) {
-    return spdlog::logger("gradus", std::make_shared<spdlog::sinks::null_sink_mt>());
+    return std::make_shared<spdlog::logger>("gradus",
+                                            std::make_shared<spdlog::sinks::null_sink_mt>());
   }
   // Launchers give their ranks a terminal of their own, whatever the output is written to.
-  const auto colors =
-      bootstrap.size() > 1 ? spdlog::color_mode::never : spdlog::color_mode::automatic;
-  spdlog::logger log("gradus", std::make_shared<spdlog::sinks::stdout_color_sink_mt>(colors));
-  log.set_pattern("%H:%M:%S %^%L%$ %v");
-  return log;
+  return console_log("gradus", bootstrap.size() > 1 ? Colors::never : Colors::on_a_terminal);
 }
 
 int train(Bootstrap& bootstrap, const std::string& program, const ConfigArguments& arguments) {
+  std::signal(SIGPIPE, SIG_IGN);  // a run does not end with whoever reads what it says
+  StopSignals signals(bootstrap.rank() == 0);
   const Config config = arguments.load(bootstrap);
-  spdlog::logger log = make_log(bootstrap);
+  const std::shared_ptr<spdlog::logger> log = make_log(bootstrap);
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   const std::string shortage = shortage_of_threads(bootstrap, x);
   if (!shortage.empty()) log.warn("{}", shortage);
@@ -38,10 +39,10 @@ int train(Bootstrap& bootstrap, const std::string& program, const ConfigArgument
   Trainer trainer({.config = config,
                    .resume_command = resume_command(bootstrap, program, arguments, config),
                    .machine = bootstrap.machine()},
-                  x, parallel, log);
+                  x, parallel, *log, signals);
   if (trainer.run() == Trainer::Outcome::finished) {
-    log.info("done. To see what it learned: {} generate {}", shell_word(program),
-             shell_word(config.run.dir));
+    log->info("done. To see what it learned: {} generate {}", shell_word(program),
+              shell_word(config.run.dir));
   }
   return 0;
 }
@@ -53,7 +54,11 @@ void add_train(CLI::App& program, const std::string& invoked_as, Action& action)
   CLI::App* command = program.add_subcommand("train", "Train a model as a configuration says");
   command->footer(
       "Metrics go to RUN/metrics.jsonl, checkpoints to RUN/checkpoints (RUN is the key run.dir).\n"
-      "A run that was interrupted goes on from its newest checkpoint when started again.");
+      "A run that was interrupted goes on from its newest checkpoint when started again.\n\n"
+      "SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 finish the step, save and\n"
+      "end with 0; a second Ctrl-C, a second or more later, ends at once. Before the first step\n"
+      "any of them ends at once, by that signal. Under nohup SIGHUP is ignored.\n"
+      "When the disk is full the run goes on, and tries again to write.");
   arguments->add_to(*command);
   command->callback([arguments, invoked_as, &action] {
     action = [arguments, invoked_as](Bootstrap& bootstrap) {

@@ -1,11 +1,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 
 #include "cli/commands.h"
 #include "cli/config_arguments.h"
+#include "cli/console.h"
 #include "core/counted.h"
 #include "train/verify.h"
 #include "train/verify_layouts.h"
@@ -17,7 +17,7 @@ void print(const Check& check) {
   const std::string limit = check.limit > 0.0 ? fmt::format("{:.0e}", check.limit) : "equal";
   fmt::print("{:<58} {:>9.1e} {:>7} {:>6.1f} s  {}\n", check.name, check.worst, limit,
              check.seconds, check.passed() ? "pass" : "FAIL: " + check.where);
-  std::fflush(stdout);
+  flush_output();
 }
 
 /// The exit code: 0 when everything passed.

@@ -53,7 +53,8 @@ Generator::Generator(const std::filesystem::path& path, Executor& x, TensorParal
   checkpoint.load_model(weights);
 }
 
-std::vector<int32_t> Generator::start() const {
+std::vector<int32_t> Generator::encode(std::string_view prompt) const {
+  if (!prompt.empty()) return tokenizer_->encode(prompt, "prompt");
   try {
     return tokenizer_->encode("\n");
   } catch (const DataError&) {
@@ -64,7 +65,12 @@ std::vector<int32_t> Generator::start() const {
 void Generator::generate(std::string_view prompt, int64_t tokens, const SamplingOptions& options,
                          const std::function<void(std::string_view)>& emit) {
   Sampler sampler(options);
-  std::vector<int32_t> text = prompt.empty() ? start() : tokenizer_->encode(prompt, "prompt");
+  generate(encode(prompt), tokens, sampler, emit);
+}
+
+void Generator::generate(std::vector<int32_t> prompt, int64_t tokens, Sampler& sampler,
+                         const std::function<void(std::string_view)>& emit) {
+  std::vector<int32_t> text = std::move(prompt);
   const auto capacity = static_cast<size_t>(decoder_->capacity());
   decoder_->reset();
   // Of a prompt longer than the context, only its end can be seen.

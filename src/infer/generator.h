@@ -28,17 +28,18 @@ class Generator {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   int64_t step() const { return step_; }
 
+  /// The prompt as tokens. An empty one is a line's end, or token 0 where the tokenizer cannot
+  /// represent that. Throws DataError for a prompt that the tokenizer cannot represent.
+  std::vector<int32_t> encode(std::string_view prompt) const;
   /// Continues the prompt by `tokens` tokens and hands out each one's text as it is drawn. A text
-  /// longer than the context goes on from its last half each time the context is full. An empty
-  /// prompt starts behind a line's end, or behind token 0 where the tokenizer cannot represent
-  /// one. Throws DataError for a prompt that the tokenizer cannot represent.
+  /// longer than the context goes on from its last half each time the context is full.
+  void generate(std::vector<int32_t> prompt, int64_t tokens, Sampler& sampler,
+                const std::function<void(std::string_view)>& emit);
+  /// All of it. Throws as encode and Sampler do before the first token.
   void generate(std::string_view prompt, int64_t tokens, const SamplingOptions& options,
                 const std::function<void(std::string_view)>& emit);
 
  private:
-  /// What the model has seen where nobody gave a prompt.
-  std::vector<int32_t> start() const;
-
   Executor& x_;
   std::unique_ptr<Tokenizer> tokenizer_;
   int64_t step_ = 0;

@@ -1,48 +1,94 @@
 #include "train/metrics.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <string>
+#include <utility>
 
-#include "core/atomic_file.h"
 #include "core/error.h"
+#include "train/metrics_history.h"
 
 namespace gradus {
 namespace {
 
-/// The file's lines up to a step, with or without its evaluation. A last line that a kill cut short
-/// is dropped too.
-std::string lines_until(const std::filesystem::path& path, int64_t last_step, bool evaluation_due) {
-  std::ifstream in(path);
-  std::string kept;
-  std::string line;
-  while (std::getline(in, line)) {
-    const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (json.is_discarded() || !json.is_object()) continue;
-    const int64_t step = json.value("step", int64_t{0});
-    const bool again = evaluation_due && step == last_step && json.value("event", "") == "eval";
-    if (step <= last_step && !again) kept += line + "\n";
-  }
-  return kept;
-}
+constexpr size_t kKeptBytes = size_t{4} << 20;
+
+std::string lines(int64_t count) { return fmt::format("{} line{}", count, count == 1 ? "" : "s"); }
 
 }  // namespace
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t last_step, bool evaluation_due)
-    : path_(path) {
-  if (std::filesystem::exists(path)) {
-    const std::string kept = lines_until(path, last_step, evaluation_due);
-    AtomicFile file(path);
-    file.write(kept);
-    file.publish();
-  }
-  out_.open(path, std::ios::app);
-  if (!out_) throw IoError("cannot write {}: {}", path.string(), std::strerror(errno));
+    : path_(path), warnings_(drop_later_metrics(path, last_step, evaluation_due)) {
+  // Nonblocking: a pipe in the file's place must not hold up the run when nobody reads it.
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
+  if (descriptor_ < 0) throw IoError("cannot write {}: {}", path.string(), std::strerror(errno));
 }
 
-void MetricsFile::write(const nlohmann::json& line) {
-  out_ << line.dump() << '\n' << std::flush;
-  if (!out_) throw IoError("cannot write {}: {}", path_.string(), std::strerror(errno));
+MetricsFile::~MetricsFile() {
+  flush();
+  ::close(descriptor_);
+}
+
+std::string MetricsFile::write(const nlohmann::json& line) {
+  const int64_t kept_before = kept_;
+  pending_ += line.dump() + '\n';
+  ++kept_;
+  const bool failed_before = !reason_.empty();
+  if (!flush()) {
+    lose_oldest();
+    if (failed_before) return {};
+    return fmt::format("cannot write {}: {}; its lines are kept, and tried again with each new one",
+                       path_.string(), reason_);
+  }
+  if (!failed_before) return {};
+  std::string said = fmt::format("{} is written again, with the {} that had been kept",
+                                 path_.string(), lines(kept_before));
+  if (lost_ > 0) said += fmt::format("; {} before them are lost", lines(std::exchange(lost_, 0)));
+  return said;
+}
+
+std::string MetricsFile::finish() {
+  if (pending_.empty() || flush()) return {};
+  return fmt::format("{}: {} could not be written and are lost: {}", path_.string(),
+                     lines(kept_ + lost_), reason_);
+}
+
+/// False when the system did not take all of it. What it took of a line is taken back.
+bool MetricsFile::flush() {
+  size_t taken = 0;
+  while (taken < pending_.size()) {
+    const ssize_t count = ::write(descriptor_, pending_.data() + taken, pending_.size() - taken);
+    if (count >= 0) {
+      taken += static_cast<size_t>(count);
+      continue;
+    }
+    if (errno == EINTR) continue;
+    reason_ = std::strerror(errno);
+    break;
+  }
+  size_t whole = taken == 0 ? 0 : pending_.rfind('\n', taken - 1) + 1;  // npos + 1 is 0
+  if (whole < taken) {
+    // Not possible in a pipe: then the rest of the line follows later.
+    const off_t end = ::lseek(descriptor_, 0, SEEK_END);
+    const auto part = static_cast<off_t>(taken - whole);
+    if (end < part || ::ftruncate(descriptor_, end - part) != 0) whole = taken;
+  }
+  kept_ -= std::count(pending_.begin(), pending_.begin() + static_cast<ptrdiff_t>(whole), '\n');
+  pending_.erase(0, whole);
+  if (!pending_.empty()) return false;
+  reason_.clear();
+  return true;
+}
+
+void MetricsFile::lose_oldest() {
+  while (pending_.size() > kKeptBytes) {
+    pending_.erase(0, pending_.find('\n') + 1);
+    --kept_;
+    ++lost_;
+  }
 }
 
 }  // namespace gradus

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -36,16 +37,19 @@ struct Trainer::Interval {
   double seconds = 0.0;  ///< of training steps alone
 };
 
-Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spdlog::logger& log)
+Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spdlog::logger& log,
+                 StopSignals& signals)
     : options_(options),
       config_(options_.config),
       log_(log),
+      signals_(signals),
       run_(config_.run.dir),
       data_(RunData::open(config_)),
       model_(config_, config_.model.vocab_size.value_or(data_.tokenizer->vocab_size()), x,
              parallel),
       stepper_(config_, model_) {
   check_run_folder(config_);
+  lock_run_folder();
   std::vector<std::string> refused;
   const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(config_, refused);
   for (const std::string& line : refused) log_.warn("not used: {}", line);
@@ -63,17 +67,17 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
   baseline_bytes_ = resident_memory();
   model_.allocate(model_.bytes_of_neighbours(options_.machine));
   meet();  // before any rank fills its memory: what is free is divided among all
+  std::optional<int64_t> saved_step;
   if (checkpoint) {
     progress_ = load_run(*checkpoint, model_);
-    saved_step_ = belongs_to_run(*checkpoint, config_) ? progress_.step : -1;
+    if (belongs_to_run(*checkpoint, config_)) saved_step = progress_.step;
     log_.info("going on from {} at step {}", checkpoint->path().string(), progress_.step);
   } else {
     model_.initialize(static_cast<uint64_t>(config_.seed));
   }
-  if (first_rank()) {
-    metrics_.emplace(run_ / "metrics.jsonl", progress_.step, progress_.evaluation_due);
-  }
   first_step_ = progress_.step;
+  saver_.emplace(run_, config_, *data_.tokenizer, model_, log_, saved_step);
+  open_metrics();
   log_start();
 }
 
@@ -87,14 +91,35 @@ void Trainer::meet() {
   if (world != nullptr) world->barrier(model_.executor()).wait(model_.executor());
 }
 
-/// Whether any rank was asked to stop: all of them stop after the same step.
-bool Trainer::stop_asked() {
-  int32_t asked = signals_.received() != nullptr ? 1 : 0;
-  if (Communicator* const world = model_.parallel().world; world != nullptr) {
-    const Tensor flag(&asked, DType::i32, Device::cpu, {1});
-    world->all_reduce(model_.executor(), flag, flag, ReduceOp::max).wait(model_.executor());
+/// Taken before anything in the folder is read: another run may be writing it.
+void Trainer::lock_run_folder() {
+  if (first_rank()) {
+    lock_.emplace(run_, "run.dir");
+    if (!lock_->unguarded().empty()) log_.warn("{}", lock_->unguarded());
   }
-  return asked != 0;
+  meet();
+}
+
+void Trainer::open_metrics() {
+  if (!first_rank()) return;
+  metrics_.emplace(run_ / "metrics.jsonl", progress_.step, progress_.evaluation_due);
+  for (const std::string& warning : metrics_->warnings()) log_.warn("{}", warning);
+}
+
+/// What would be lost if a second signal ended the run now.
+void Trainer::tell_signals() {
+  signals_.set_progress(progress_.step, saver_->saved_step().value_or(first_step_));
+}
+
+/// What was asked of any rank: all of them stop, or save, after the same step.
+Trainer::Asked Trainer::asked_of_any() {
+  std::array<int32_t, 2> asked = {signals_.received() != nullptr ? 1 : 0,
+                                  first_rank() && saver_->try_again() ? 1 : 0};
+  if (Communicator* const world = model_.parallel().world; world != nullptr) {
+    const Tensor flags(asked.data(), DType::i32, Device::cpu, {2});
+    world->all_reduce(model_.executor(), flags, flags, ReduceOp::max).wait(model_.executor());
+  }
+  return {.stop = asked[0] != 0, .save = asked[1] != 0};
 }
 
 void Trainer::log_start() {
@@ -113,22 +138,32 @@ void Trainer::log_start() {
   if (!data_.no_val.empty()) log_.warn("nothing is evaluated: {}", data_.no_val);
 }
 
+Trainer::Outcome Trainer::end(Outcome outcome) {
+  const std::string lost = metrics_ ? metrics_->finish() : "";
+  if (!lost.empty()) log_.warn("{}", lost);
+  return outcome;
+}
+
 Trainer::Outcome Trainer::run() {
   evaluate_if_due();  // what a signal left undone
   if (progress_.step >= config_.train.steps) {
     log_.info("already trained to step {}; raise train.steps to go on", progress_.step);
-    return Outcome::finished;
+    return end(Outcome::finished);
   }
+  signals_.training_begins();
   Interval interval;
   while (progress_.step < config_.train.steps) {
+    tell_signals();
     const Clock::time_point begin = Clock::now();
     const double lr = learning_rate(config_.optim, progress_.step, config_.train.steps);
     const StepState state = step(lr);
     progress_.step += 1;
     progress_.samples += config_.train.global_batch;
     const bool last = progress_.step == config_.train.steps;
-    const bool stop =
-        stop_asked();  // weights of other replicas may still be on their way before it
+    tell_signals();
+    const Asked asked =
+        asked_of_any();  // weights of other replicas may still be on their way before it
+    const bool stop = asked.stop && !last;
     interval.steps += 1;
     interval.seconds += seconds_since(begin);
 
@@ -138,21 +173,26 @@ Trainer::Outcome Trainer::run() {
       log_step(state, interval);
     }
     progress_.evaluation_due = data_.val && (last || due(progress_.step, config_.eval.every));
-    if (!stop || last) evaluate_if_due();
-    if (last || stop || due(progress_.step, config_.checkpoint.every)) save();
-    if (stop && !last) {
+    if (!stop) evaluate_if_due();
+    if (last || stop) {
+      save(Saving::last);
+    } else if (asked.save || due(progress_.step, config_.checkpoint.every)) {
+      save(Saving::on_the_way);
+    }
+    if (stop) {
       const char* signal = signals_.received();
       log_.info("stopped by {} after step {}. To go on: {}",
                 signal == nullptr ? "a signal to another rank" : signal, progress_.step,
                 options_.resume_command);
-      return Outcome::interrupted;
+      return end(Outcome::interrupted);
     }
   }
-  return Outcome::finished;
+  return end(Outcome::finished);
 }
 
 void Trainer::write_metrics(const nlohmann::json& line) {
-  if (metrics_) metrics_->write(line);
+  const std::string said = metrics_ ? metrics_->write(line) : "";
+  if (!said.empty()) log_.warn("{}", said);
 }
 
 void Trainer::log_step(const StepState& state, Interval& interval) {
@@ -243,7 +283,7 @@ StepState Trainer::step(double lr) {
 void Trainer::save_before(const UnusableBatch& reason) {
   if (progress_.step == first_step_) return;
   log_.warn("the data failed after step {}, which is saved: {}", progress_.step, reason.what());
-  save();
+  save(Saving::last);
 }
 
 /// Weights that learned from damaged shards are not kept: before the first checkpoint every rank
@@ -257,14 +297,14 @@ void Trainer::require_verified_data() {
   data_verified_ = true;
 }
 
-void Trainer::save() {
-  if (saved_step_ == progress_.step) return;
+void Trainer::save(Saving saving) {
+  if (saver_->saved_step() == progress_.step) return;
   require_verified_data();
-  const SaveResult result = save_run(run_, progress_, config_, *data_.tokenizer, model_);
-  saved_step_ = progress_.step;
-  if (!first_rank()) return;
-  log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));
-  for (const std::string& warning : result.warnings) log_.warn("{}", warning);
+  if (saving == Saving::last) {
+    saver_->save_or_throw(progress_);
+  } else {
+    saver_->save(progress_);
+  }
 }
 
 }  // namespace gradus

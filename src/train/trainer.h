@@ -9,12 +9,14 @@
 #include <optional>
 #include <string>
 
+#include "core/folder_lock.h"
 #include "data/loader.h"
 #include "data/tokenizer.h"
 #include "train/config.h"
 #include "train/metrics.h"
 #include "train/run_checkpoint.h"
 #include "train/run_data.h"
+#include "train/run_saver.h"
 #include "train/signals.h"
 #include "train/step.h"
 #include "train/training_model.h"
@@ -30,10 +32,11 @@ class Trainer {
     std::string resume_command;
     int machine = 0;  ///< the same on all ranks that share one (Bootstrap::machine)
   };
-  /// x, parallel and log must outlive this. Opens the data and the run's folder, finds the
+  /// What is passed by reference must outlive this. Opens the data and the run's folder, finds the
   /// checkpoint to go on from, checks it, and only then allocates. Throws any of the errors of
   /// these.
-  Trainer(const Options& options, Executor& x, Parallelism& parallel, spdlog::logger& log);
+  Trainer(const Options& options, Executor& x, Parallelism& parallel, spdlog::logger& log,
+          StopSignals& signals);
 
   enum class Outcome { finished, interrupted };
   Outcome run();
@@ -42,10 +45,18 @@ class Trainer {
 
  private:
   struct Interval;
+  struct Asked {
+    bool stop = false;
+    bool save = false;
+  };
+  enum class Saving : uint8_t { on_the_way, last };
 
   bool first_rank() const;
   void meet();
-  bool stop_asked();
+  void lock_run_folder();
+  void open_metrics();
+  void tell_signals();
+  Asked asked_of_any();
   void write_metrics(const nlohmann::json& line);
   void log_start();
   void log_step(const StepState& state, Interval& interval);
@@ -55,19 +66,21 @@ class Trainer {
   void evaluate_if_due();
   void require_verified_data();
   void save_before(const UnusableBatch& reason);
-  void save();
+  void save(Saving saving);
+  Outcome end(Outcome outcome);
 
-  StopSignals signals_;  // first: loading a checkpoint may take long
   Options options_;
   const Config& config_;
   spdlog::logger& log_;
+  StopSignals& signals_;
   std::filesystem::path run_;
+  std::optional<FolderLock> lock_;  ///< of the first rank
   RunData data_;
   TrainingModel model_;
   Stepper stepper_;
   std::optional<MetricsFile> metrics_;
   RunProgress progress_;
-  int64_t saved_step_ = -1;
+  std::optional<RunSaver> saver_;
   int64_t first_step_ = 0;      ///< that this process made, less one
   bool data_verified_ = false;  ///< all of it, on all ranks
   bool said_refused_products_ = false;

@@ -262,6 +262,8 @@ TEST_F(Faults, GenerateSaysWhatItCannotUse) {
                {"prompt", "\xe2\x82\xac"});
   expect_error(gradus({"generate", "run", "--prompt", "to \xff"}), "data error",
                {"prompt", "UTF-8"});
+  EXPECT_EQ(gradus({"generate", "run", "--prompt", "to be \xe2\x82\xac"}).out, "")
+      << "nothing is printed before";
 }
 
 TEST_F(Faults, GenerateDrawsTheSameTextForTheSameSeed) {

@@ -132,6 +132,8 @@ bool GradusProcess::running() {
   return false;
 }
 
+std::string GradusProcess::out_so_far() const { return fs::exists(out_) ? read_file(out_) : ""; }
+
 ProcessResult GradusProcess::wait() {
   using Clock = std::chrono::steady_clock;
   const auto give_up = Clock::now() + std::chrono::minutes(5);

@@ -36,9 +36,12 @@ class GradusProcess {
   ~GradusProcess();
 
   void send(int signal) const;
+  pid_t pid() const { return pid_; }
   /// The processes that this one started: mpirun's ranks, in the order of their ids.
   std::vector<pid_t> children() const;
   bool running();
+  /// What it has written to standard output.
+  std::string out_so_far() const;
   /// Waits for the end; after five minutes kills the process and throws.
   ProcessResult wait();
 

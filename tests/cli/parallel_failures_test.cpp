@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 #include <iostream>
 #include <regex>
@@ -49,24 +50,43 @@ TEST_F(ParallelFailures, AnErrorOfOneRankAtTheStartEndsAll) {
                    {"gradus: rank 1 of 2: config error: ", "other.yaml:2: train.stepz"});
 }
 
-/// A folder of the same name that the ranks do not share, on disks of their own: the first
-/// checkpoint shows it, in mid run, with the other rank waiting.
-TEST_F(ParallelFailures, AnErrorOfOneRankInMidRunEndsAll) {
-  fs::create_directories(folder() / "elsewhere" / "run");
-  test::write_file(folder() / "elsewhere" / "run" / "config.yaml", "left by an earlier run");
-  const std::string settings = " train.steps=100000 checkpoint.every=30";
-  const auto begin = Clock::now();
-  const ProcessResult result = train_apart(
-      "config.yaml" + settings, "../config.yaml data.train=[../data]" + settings, "elsewhere");
-  expect_one_error(result, seconds_since(begin),
-                   {"gradus: rank 1 of 2: i/o error: run/checkpoints/", "model.safetensors",
-                    "No such file or directory"});
-  EXPECT_EQ(test::metrics_of(run(), "train").size(), 30u);
-  EXPECT_TRUE(list_step_folders(run() / kCheckpointsName).empty()) << "half a checkpoint";
+/// No file of these processes can grow beyond a size, which stands for a full disk.
+void limit_files(const std::vector<pid_t>& processes, rlim_t bytes) {
+  const rlimit limit{bytes, RLIM_INFINITY};
+  for (const pid_t pid : processes) ASSERT_EQ(::prlimit(pid, RLIMIT_FSIZE, &limit, nullptr), 0);
+}
 
-  // And the next run is not disturbed by what is left of it.
-  ASSERT_EQ(train(1, {"train.steps=40"}).exit_code, 0);
-  EXPECT_EQ(std::distance(fs::directory_iterator(run() / kCheckpointsName), {}), 1);
+TEST_F(ParallelFailures, WhatCannotBeSavedIsGivenUpByAllAndTriedAgain) {
+  const auto await = [](GradusProcess& process, const std::string& text) {
+    while (process.running() && process.out_so_far().find(text) == std::string::npos) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
+    }
+    ASSERT_THAT(process.out_so_far(), HasSubstr(text));
+  };
+  GradusProcess process = start(2, {"parallel.tp=2", "train.steps=1000000", "checkpoint.every=50",
+                                    "eval.every=0", "log.every=1000000"});
+  ASSERT_NO_FATAL_FAILURE(await(process, "step      1/1000000"));
+  const std::vector<pid_t> ranks = ranks_of(process, 2);
+  ASSERT_NO_FATAL_FAILURE(limit_files(ranks, 16384));
+  ASSERT_NO_FATAL_FAILURE(await(process, " is not saved: "));
+  EXPECT_THAT(process.out_so_far(), HasSubstr("File too large; the run goes on, "));
+  ASSERT_NO_FATAL_FAILURE(limit_files(ranks, RLIM_INFINITY));
+  const size_t refused = process.out_so_far().size();
+  while (process.running() &&
+         process.out_so_far().find("saved run/", refused) == std::string::npos) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
+  }
+  ASSERT_TRUE(process.running());
+  // And where the end cannot be saved, that is the error.
+  ASSERT_NO_FATAL_FAILURE(limit_files(ranks, 16384));
+  process.send(SIGUSR1);
+  const ProcessResult stopped = process.wait();
+  EXPECT_NE(stopped.exit_code, 0);
+  EXPECT_EQ(count_of(stopped.err, "i/o error: the weights of step "), 1u) << stopped.err;
+  EXPECT_THAT(stopped.err, HasSubstr("its newest checkpoint is run/checkpoints/step-"));
+  for (const fs::directory_entry& entry : fs::directory_iterator(run() / kCheckpointsName)) {
+    EXPECT_TRUE(step_of(entry.path())) << "half made: " << entry.path();
+  }
 }
 
 TEST_F(ParallelFailures, ARunFolderThatTheRanksDoNotShareIsRefused) {

@@ -1,0 +1,82 @@
+#include "train/run_saver.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "checkpoint/checkpoint_folder.h"
+#include "core/error.h"
+
+namespace gradus {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Between tries while the run goes on: somebody may be making room.
+constexpr std::chrono::seconds kUntilNextTry{60};
+/// Before each further try at the end, within what schedulers leave a job for its end.
+constexpr std::array kPauses = {std::chrono::seconds{1}, std::chrono::seconds{2},
+                                std::chrono::seconds{4}};
+
+}  // namespace
+
+RunSaver::RunSaver(std::filesystem::path run, const Config& config, const Tokenizer& tokenizer,
+                   TrainingModel& model, spdlog::logger& log, std::optional<int64_t> found)
+    : run_(std::move(run)),
+      config_(config),
+      tokenizer_(tokenizer),
+      model_(model),
+      log_(log),
+      saved_step_(found) {}
+
+bool RunSaver::try_again() const { return failed_ && Clock::now() - *failed_ >= kUntilNextTry; }
+
+std::string RunSaver::remaining() const {
+  if (!saved_step_) return "nothing of this run is saved";
+  return fmt::format("its newest checkpoint is {}",
+                     (run_ / kCheckpointsName / step_folder_name(*saved_step_)).string());
+}
+
+void RunSaver::write(const RunProgress& progress) {
+  const SaveResult result = save_run(run_, progress, config_, tokenizer_, model_);
+  saved_step_ = progress.step;
+  failed_.reset();
+  if (result.path.empty()) return;  // another rank has it
+  log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));
+  for (const std::string& warning : result.warnings) log_.warn("{}", warning);
+}
+
+void RunSaver::save(const RunProgress& progress) {
+  if (saved_step_ == progress.step) return;
+  try {
+    write(progress);
+  } catch (const IoError& error) {
+    failed_ = Clock::now();
+    log_.warn("step {} is not saved: {}; the run goes on, {}, and saving is tried again",
+              progress.step, error.what(), remaining());
+  }
+}
+
+void RunSaver::save_or_throw(const RunProgress& progress) {
+  if (saved_step_ == progress.step) return;
+  for (const std::chrono::seconds pause : kPauses) {
+    try {
+      return write(progress);
+    } catch (const IoError& error) {
+      log_.warn("step {} is not saved: {}; trying again in {} s", progress.step, error.what(),
+                pause.count());
+    }
+    std::this_thread::sleep_for(pause);
+  }
+  try {
+    write(progress);
+  } catch (const IoError& error) {
+    throw IoError("the weights of step {} were not saved: {}; {}", progress.step, error.what(),
+                  remaining());
+  }
+}
+
+}  // namespace gradus
