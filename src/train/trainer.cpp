@@ -24,6 +24,9 @@ double seconds_since(Clock::time_point begin) {
 /// Whether something that happens every `every` steps happens at this one; 0: it never does.
 bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
+/// For people: the sign of a NaN means nothing, and differs between processors.
+double shown(double value) { return std::isnan(value) ? std::abs(value) : value; }
+
 /// JSON has no NaN and no infinities.
 nlohmann::json number(double value) {
   return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
@@ -215,8 +218,8 @@ void Trainer::log_step(const StepState& state, Interval& interval) {
                  {"resident_bytes", resident_memory()},
                  {"peak_bytes", peak_resident_memory()}});
   log_.info("step {:>6}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {:.1f} ms  {:.0f} tokens/s",
-            progress_.step, config_.train.steps, state.loss, state.grad_norm, state.lr, step_ms,
-            tokens_per_s);
+            progress_.step, config_.train.steps, shown(state.loss), shown(state.grad_norm),
+            state.lr, step_ms, tokens_per_s);
 }
 
 /// Once: what a step multiplies it multiplies in every step.
@@ -231,8 +234,8 @@ void Trainer::handle_nonfinite(const StepState& state) {
   std::string where;
   if (state.fault() == StepFault::overflow) where = model_.optimizer().describe_overflow();
   if (where.empty()) where = stepper_.find_nonfinite();
-  log_.warn("step {} changed nothing: loss {}, gradient norm {}; {}", progress_.step, state.loss,
-            state.grad_norm, where);
+  log_.warn("step {} changed nothing: loss {}, gradient norm {}; {}", progress_.step,
+            shown(state.loss), shown(state.grad_norm), where);
   write_metrics({{"event", "skipped"},
                  {"step", progress_.step},
                  {"loss", number(state.loss)},
@@ -266,7 +269,7 @@ void Trainer::evaluate_if_due() {
                  {"perplexity", number(perplexity)},
                  {"targets", result.targets}});
   log_.info("step {:>6}  validation loss {:.4f}  perplexity {:.3f}  ({})", progress_.step,
-            result.loss, perplexity, counted(result.targets, "token"));
+            shown(result.loss), shown(perplexity), counted(result.targets, "token"));
 }
 
 StepState Trainer::step(double lr) {

@@ -248,6 +248,8 @@ TEST_F(RunRecords, ARunThatStaysNonFiniteIsStopped) {
   EXPECT_THAT(result.err, HasSubstr("up to step 5"));
   EXPECT_THAT(result.err, HasSubstr("The weights are those of step 1"));
   EXPECT_THAT(result.err, HasSubstr("lower optim.lr"));
+  EXPECT_THAT(result.out, HasSubstr("loss nan"));
+  EXPECT_THAT(result.out, testing::Not(HasSubstr("-nan"))) << "whatever the processor makes of it";
 
   const auto skipped = test::metrics_of(run(), "skipped");
   ASSERT_EQ(skipped.size(), 4u);
