@@ -1,5 +1,6 @@
 #include "checkpoint/checkpoint.h"
 
+#include <limits>
 #include <utility>
 
 #include "checkpoint/checkpoint_folder.h"
@@ -7,13 +8,34 @@
 #include "checkpoint/manifest.h"
 #include "checkpoint/tensor_load.h"
 #include "core/error.h"
-#include "core/mapped_file.h"
+#include "core/input_file.h"
+#include "core/json_fields.h"
 
 namespace gradus {
 namespace fs = std::filesystem;
 namespace {
 
-/// The newest whole one of `folders` (newest first). Throws when none is.
+/// Of small files, which are kept in memory.
+constexpr int64_t kMaxTextBytes = JsonLimits{}.bytes;
+
+bool is_text(std::string_view name) {
+  return name == kStateFile || name == kConfigFile || name == kTokenizerFile;
+}
+
+bool is_absent(const fs::path& path) {
+  std::error_code error;
+  return fs::symlink_status(path, error).type() == fs::file_type::not_found;
+}
+
+/// Whether a checkpoint vanished under its reader, as one does that its run rotates away.
+bool was_removed(const fs::path& folder) {
+  std::error_code error;
+  return is_absent(folder) ||
+         (fs::is_directory(folder, error) && is_absent(folder / kManifestName));
+}
+
+/// The newest whole one of `folders` (newest first). Only damage makes it turn to an older one.
+/// Throws when none is whole.
 Checkpoint newest_whole(const fs::path& checkpoints, const std::vector<fs::path>& folders,
                         std::vector<std::string>& refused, CheckpointUse use) {
   std::vector<std::string> reasons;
@@ -22,6 +44,8 @@ Checkpoint newest_whole(const fs::path& checkpoints, const std::vector<fs::path>
       Checkpoint checkpoint = Checkpoint::open(folder, use);
       refused.insert(refused.end(), reasons.begin(), reasons.end());
       return checkpoint;
+    } catch (const UnknownFormat&) {
+      throw;
     } catch (const CheckpointError& error) {
       reasons.push_back(error.what());
     }
@@ -38,41 +62,62 @@ Checkpoint Checkpoint::open(const fs::path& folder, CheckpointUse use) {
   Checkpoint checkpoint;
   checkpoint.path_ = folder;
   try {
-    const Manifest manifest = read_manifest(folder);
-    checkpoint.step_ = manifest.step;
-    for (const std::string_view name : {kModelFile, kStateFile}) {
-      if (!manifest.files.contains(std::string(name))) {
-        throw CheckpointError("the manifest does not list {}", name);
-      }
+    checkpoint.read(use);
+  } catch (const UnknownFormat& error) {
+    throw UnknownFormat(fmt::format("{}: {}", folder.string(), error.what()));
+  } catch (const IoError& error) {
+    if (was_removed(folder)) {
+      throw CheckpointError("{}: was removed while it was read", folder.string());
     }
-    check_sizes(folder, manifest);
-    for (const auto& [name, record] : manifest.files) {
-      const fs::path path = folder / name;
-      if (name == kModelFile || name == kOptimizerFile) {
-        if (name == kOptimizerFile && use == CheckpointUse::inference) continue;
-        check_record(name, record_of_file(path), manifest);
-        (name == kModelFile ? checkpoint.model_ : checkpoint.optimizer_) =
-            SafetensorsFile::open(path);
-      } else {
-        std::string bytes(MappedFile(path).bytes());
-        check_record(name, record_of(bytes), manifest);
-        checkpoint.files_.emplace(name, std::move(bytes));
-      }
-    }
-    checkpoint.state_ = nlohmann::json::parse(checkpoint.file(kStateFile));
-    if (const auto step = checkpoint.state_.at("step").get<int64_t>(); step != manifest.step) {
-      throw CheckpointError("{} is of step {}, the manifest of step {}", kStateFile, step,
-                            manifest.step);
-    }
-    if (const auto step = step_of(folder); step && *step != manifest.step) {
-      throw CheckpointError("its files are of step {}: the folder was renamed", manifest.step);
-    }
-  } catch (const nlohmann::json::exception& error) {
-    throw CheckpointError("{}: {}: {}", folder.string(), kStateFile, error.what());
+    throw IoError(
+        "the checkpoint {} cannot be read, which does not mean that it is damaged: {}\nMake it "
+        "readable, or move it away to go on without it",
+        folder.string(), error.what());
   } catch (const Error& error) {
     throw CheckpointError("{}: {}", folder.string(), error.what());
   }
   return checkpoint;
+}
+
+void Checkpoint::read(CheckpointUse use) {
+  std::error_code error;
+  if (fs::is_symlink(path_, error) && !fs::exists(path_, error)) {
+    throw IoError("{}: a link, and what it leads to is not there", path_.string());
+  }
+  const Manifest manifest = read_manifest(path_);
+  step_ = manifest.step;
+  for (const std::string_view name : {kModelFile, kStateFile}) {
+    if (!manifest.files.contains(std::string(name))) {
+      throw CheckpointError("the manifest does not list {}", name);
+    }
+  }
+  check_sizes(path_, manifest);
+  for (const auto& [name, record] : manifest.files) {
+    const fs::path path = path_ / name;
+    if (name == kModelFile || (name == kOptimizerFile && use == CheckpointUse::training)) {
+      check_record(name, record_of_file(path), manifest);
+      (name == kModelFile ? model_ : optimizer_) = SafetensorsFile::open(path);
+    } else if (is_text(name)) {
+      if (record.size > kMaxTextBytes) {
+        throw CheckpointError("{} has {} bytes, expected at most {}", name, record.size,
+                              kMaxTextBytes);
+      }
+      std::string bytes = read_small_file(path, kMaxTextBytes);
+      check_record(name, record_of(bytes), manifest);
+      files_.emplace(name, std::move(bytes));
+    }
+  }
+  state_ = parse_json_or_throw<CheckpointError>(file(kStateFile), std::string(kStateFile));
+  const std::string name(kStateFile);
+  const int64_t step = JsonFields<CheckpointError>(state_, name)
+                           .integer("step", 0, std::numeric_limits<int64_t>::max());
+  if (step != manifest.step) {
+    throw CheckpointError("{} is of step {}, the manifest of step {}", kStateFile, step,
+                          manifest.step);
+  }
+  if (const auto named = step_of(path_); named && *named != manifest.step) {
+    throw CheckpointError("its files are of step {}: the folder was renamed", manifest.step);
+  }
 }
 
 bool Checkpoint::has_file(std::string_view name) const { return files_.contains(name); }

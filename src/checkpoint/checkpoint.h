@@ -22,10 +22,12 @@ enum class CheckpointUse : uint8_t {
 };
 
 /// A checkpoint that was found whole: the manifest is intact and every file that is used has the
-/// size and checksum it lists.
+/// size and checksum it lists. Other files of its folder are not opened.
 class Checkpoint {
  public:
-  /// Opens a step folder. Throws CheckpointError that names the folder, the file and what is wrong.
+  /// Opens a step folder. Throws CheckpointError, with the folder, the file and what is wrong, when
+  /// it is damaged; UnknownFormat (checkpoint/manifest.h) when a newer version wrote it; IoError
+  /// when something of it is there and cannot be read, of which nobody knows whether it is damaged.
   static Checkpoint open(const std::filesystem::path& folder,
                          CheckpointUse use = CheckpointUse::training);
 
@@ -33,7 +35,8 @@ class Checkpoint {
   int64_t step() const { return step_; }
   /// state.json as the run saved it.
   const nlohmann::json& state() const { return state_; }
-  /// A further file's bytes, for example "config.yaml". Throws CheckpointError when there is none.
+  /// The bytes of state.json, config.yaml or tokenizer.json. Throws CheckpointError when there is
+  /// none.
   const std::string& file(std::string_view name) const;
   bool has_file(std::string_view name) const;
 
@@ -52,6 +55,7 @@ class Checkpoint {
 
  private:
   Checkpoint() = default;
+  void read(CheckpointUse use);
 
   std::filesystem::path path_;
   int64_t step_ = 0;
@@ -62,9 +66,10 @@ class Checkpoint {
 };
 
 /// The newest whole checkpoint in RUN/checkpoints; nothing when there is no checkpoint at all.
-/// Appends one line for each newer one that was refused, and why: warn of them. Throws
+/// Appends one line for each newer one that is damaged, and how: warn of them. Throws
 /// CheckpointError when there are checkpoints but none is whole, for starting afresh beside them is
-/// the user's decision.
+/// the user's decision; and as Checkpoint::open where a newer one may be whole but cannot be used,
+/// for work would be done again beside it.
 std::optional<Checkpoint> find_latest(const std::filesystem::path& run,
                                       std::vector<std::string>& refused,
                                       CheckpointUse use = CheckpointUse::training);

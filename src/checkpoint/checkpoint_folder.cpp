@@ -36,9 +36,17 @@ bool looks_whole(const fs::path& folder) {
   try {
     check_sizes(folder, read_manifest(folder));
     return true;
-  } catch (const CheckpointError&) {
-    return false;
+  } catch (const Error&) {
+    return false;  // one that cannot be read is not counted on
   }
+}
+
+/// What has a checkpoint's name may be one unless it is known not to be a folder: a link that leads
+/// nowhere, or what cannot be looked at, may hold the run's newest step.
+bool may_be_folder(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  return fs::is_directory(status) || !fs::status_known(status) || !fs::exists(status);
 }
 
 std::vector<fs::path> list(const fs::path& folder) {
@@ -70,8 +78,7 @@ std::optional<int64_t> step_of(const fs::path& folder) {
 std::vector<fs::path> list_step_folders(const fs::path& checkpoints) {
   std::vector<fs::path> folders;
   for (const fs::path& path : list(checkpoints)) {
-    std::error_code error;
-    if (step_of(path) && fs::is_directory(path, error)) folders.push_back(path);
+    if (step_of(path) && may_be_folder(path)) folders.push_back(path);
   }
   std::ranges::sort(folders, std::greater<>(), [](const fs::path& f) { return *step_of(f); });
   return folders;

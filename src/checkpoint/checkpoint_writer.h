@@ -15,6 +15,8 @@ namespace gradus {
 inline constexpr std::string_view kModelFile = "model.safetensors";
 inline constexpr std::string_view kOptimizerFile = "optimizer.safetensors";
 inline constexpr std::string_view kStateFile = "state.json";
+inline constexpr std::string_view kConfigFile = "config.yaml";
+inline constexpr std::string_view kTokenizerFile = "tokenizer.json";
 
 struct SaveResult {
   std::filesystem::path path;                  ///< RUN/checkpoints/step-00000500

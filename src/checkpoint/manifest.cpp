@@ -1,18 +1,20 @@
 #include "checkpoint/manifest.h"
 
-#include <fcntl.h>
-#include <unistd.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cstring>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
+#include <utility>
 #include <vector>
 
-#include "checkpoint/safetensors_format.h"
 #include "core/error.h"
-#include "core/mapped_file.h"
+#include "core/input_file.h"
+#include "core/json_fields.h"
 
 namespace gradus {
 namespace {
@@ -20,6 +22,9 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::string_view kFormatName = "gradus checkpoint";
+// Of one that lists a few files.
+constexpr int64_t kMaxManifestBytes = int64_t{1} << 20;
+constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
 
 std::string hex(const XXH128_hash_t& hash) {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
@@ -29,6 +34,34 @@ std::string hex(const XXH128_hash_t& hash) {
 std::string seal(Json manifest) {
   manifest["xxh3_128"] = record_of(manifest.dump(2)).xxh3_128;
   return manifest.dump(2) + "\n";
+}
+
+/// Whether a manifest's text ends with its own checksum, whatever else it says.
+bool is_sealed(Json json, const std::string& text) {
+  json.erase("xxh3_128");
+  return seal(std::move(json)) == text;
+}
+
+/// A later version's checkpoint is whole; one whose checksum is wrong too was altered.
+CheckpointError newer_format(int64_t version, bool sealed) {
+  const std::string what =
+      fmt::format("format version {} is newer than this program's {}: use a newer Gradus", version,
+                  kCheckpointFormatVersion);
+  if (sealed) throw UnknownFormat(what);
+  return CheckpointError(what);
+}
+
+/// Throws CheckpointError where there is nothing of that name, IoError where what is there cannot
+/// be looked at or is no regular file.
+int64_t size_of_file(const std::filesystem::path& folder, const std::string& name) {
+  const std::filesystem::path path = folder / name;
+  struct stat status = {};
+  if (::lstat(path.c_str(), &status) != 0 && (errno == ENOENT || errno == ENOTDIR)) {
+    throw CheckpointError(
+        "{} is missing: {}", name,
+        name == kManifestName ? "not a checkpoint, or an unfinished one" : "it was removed");
+  }
+  return InputFile(path).size();  // of a link, what it leads to
 }
 
 bool is_plain_name(const std::string& name) {
@@ -43,22 +76,7 @@ FileRecord record_of(std::string_view bytes) {
 }
 
 FileRecord record_of_file(const std::filesystem::path& path) {
-  const auto fail = [&](const char* action) {
-    throw IoError("{}: cannot {}: {}", path.string(), action, std::strerror(errno));
-  };
-  struct File {
-    explicit File(const std::filesystem::path& p)
-        : descriptor(::open(p.c_str(), O_RDONLY | O_CLOEXEC)) {}
-    File(const File&) = delete;
-    File& operator=(const File&) = delete;
-    ~File() {
-      if (descriptor >= 0) ::close(descriptor);
-    }
-    int descriptor;
-  };
-  const File file(path);
-  if (file.descriptor < 0) fail("open");
-
+  const InputFile file(path);
   const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
                                                                               XXH3_freeState);
   if (state == nullptr) throw std::bad_alloc();
@@ -67,12 +85,11 @@ FileRecord record_of_file(const std::filesystem::path& path) {
   // not count as this process's memory.
   std::vector<char> buffer(size_t{1} << 20);
   FileRecord record;
-  for (;;) {
-    const ssize_t count = ::read(file.descriptor, buffer.data(), buffer.size());
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) fail("read");
-    if (count == 0) break;
-    XXH3_128bits_update(state.get(), buffer.data(), static_cast<size_t>(count));
+  while (record.size < file.size()) {
+    const auto count = std::min(file.size() - record.size, static_cast<int64_t>(buffer.size()));
+    const auto part = std::span(buffer).first(static_cast<size_t>(count));
+    file.read(record.size, part);
+    XXH3_128bits_update(state.get(), part.data(), part.size());
     record.size += count;
   }
   record.xxh3_128 = hex(XXH3_128bits_digest(state.get()));
@@ -91,49 +108,43 @@ std::string to_text(const Manifest& manifest) {
 }
 
 Manifest read_manifest(const std::filesystem::path& folder) {
-  std::string text;
-  try {
-    text = MappedFile(folder / kManifestName).bytes();
-  } catch (const IoError&) {
-    throw CheckpointError("{} is missing or unreadable: not a checkpoint, or an unfinished one",
-                          kManifestName);
+  const std::string name(kManifestName);
+  if (const int64_t size = size_of_file(folder, name); size > kMaxManifestBytes) {
+    throw CheckpointError("{} has {} bytes, expected at most {}: it was altered", name, size,
+                          kMaxManifestBytes);
+  }
+  const std::string text = read_small_file(folder / name, kMaxManifestBytes);
+  const Json json = parse_json_or_throw<CheckpointError>(text, name + " is damaged");
+  const JsonFields<CheckpointError> fields(json, name);
+  if (fields.text("format") != kFormatName) {
+    throw CheckpointError("{} is not a checkpoint's", name);
+  }
+  // Before anything else is understood: a later version may say the rest in another way.
+  if (const int64_t version = fields.integer("version", 1, kLargest);
+      version > kCheckpointFormatVersion) {
+    throw newer_format(version, is_sealed(json, text));
   }
   Manifest manifest;
-  try {
-    const Json json = Json::parse(text);
-    if (json.at("format").get_ref<const std::string&>() != kFormatName) {
-      throw CheckpointError("{} is not a checkpoint's", kManifestName);
+  manifest.step = fields.integer("step", 0, kLargest);
+  for (const auto& [file, record] : fields.object("files").items()) {
+    if (!is_plain_name(file)) {
+      throw CheckpointError("{} lists '{}', which is not a file of the folder", name,
+                            printable(file));
     }
-    // Before anything else is understood: a later version may say the rest in another way.
-    if (const auto version = json.at("version").get<int64_t>();
-        version > kCheckpointFormatVersion) {
-      throw CheckpointError("format version {} is newer than this program's {}: use a newer Gradus",
-                            version, kCheckpointFormatVersion);
-    }
-    manifest.step = json.at("step").get<int64_t>();
-    for (const auto& [name, record] : json.at("files").items()) {
-      if (!is_plain_name(name)) {
-        throw CheckpointError("{} lists '{}', which is not a file of the folder", kManifestName,
-                              printable(name));
-      }
-      manifest.files[name] = {record.at("size").get<int64_t>(),
-                              record.at("xxh3_128").get<std::string>()};
-    }
-  } catch (const Json::exception& error) {
-    throw CheckpointError("{} is damaged: {}", kManifestName, printable(error.what()));
+    const std::string place = fmt::format("{}: {}", name, printable(file));
+    const JsonFields<CheckpointError> of_file(record, place);
+    manifest.files[file] = {of_file.integer("size", 0, kLargest), of_file.text("xxh3_128")};
   }
   if (to_text(manifest) != text) {
-    throw CheckpointError("{} was altered: its own checksum does not match", kManifestName);
+    throw CheckpointError("{} was altered: its own checksum does not match", name);
   }
   return manifest;
 }
 
 void check_sizes(const std::filesystem::path& folder, const Manifest& manifest) {
   for (const auto& [name, record] : manifest.files) {
-    std::error_code error;
-    const auto size = std::filesystem::file_size(folder / name, error);
-    if (error) throw CheckpointError("{} is missing: {}", name, error.message());
-    if (static_cast<int64_t>(size) != record.size) {
+    const int64_t size = size_of_file(folder, name);
+    if (size != record.size) {
       throw CheckpointError("{} has {} bytes, expected {}: it was cut short or altered", name, size,
                             record.size);
     }

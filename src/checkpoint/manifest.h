@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "core/error.h"
+
 namespace gradus {
 
 inline constexpr int64_t kCheckpointFormatVersion = 1;
@@ -32,11 +34,19 @@ struct Manifest {
 
 std::string to_text(const Manifest& manifest);
 
-/// Reads FOLDER/manifest.json. Throws CheckpointError when it is missing, is not what to_text
-/// writes, or comes from a newer format; the message does not repeat the folder.
+/// A checkpoint of a format that this program does not know, and whole as far as it can tell.
+class UnknownFormat : public CheckpointError {
+ public:
+  using CheckpointError::CheckpointError;
+};
+
+/// Reads FOLDER/manifest.json. Throws CheckpointError when it is missing or is not what to_text
+/// writes, UnknownFormat when it comes from a newer format, IoError when it is there and cannot be
+/// read; the message does not repeat the folder.
 Manifest read_manifest(const std::filesystem::path& folder);
 
-/// Throws CheckpointError when a file of the manifest is missing or has another size.
+/// Throws CheckpointError when a file of the manifest is missing or has another size, IoError when
+/// it cannot be opened.
 void check_sizes(const std::filesystem::path& folder, const Manifest& manifest);
 /// Throws CheckpointError when a file is not as the manifest says.
 void check_record(const std::string& name, const FileRecord& found, const Manifest& manifest);

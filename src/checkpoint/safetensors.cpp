@@ -4,62 +4,26 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 #include <tuple>
 #include <utility>
 
 #include "core/error.h"
+#include "core/json_text.h"
 
 namespace gradus {
 namespace {
 
 using Json = nlohmann::json;
 
-/// Parses a header, with one error message for all that can be wrong with its JSON.
-class HeaderParser {
- public:
-  explicit HeaderParser(const std::filesystem::path& path) : path_(path.string()) {}
+/// Objects in an object, and arrays in these.
+constexpr JsonLimits kHeaderLimits = {.bytes = kMaxSafetensorsHeaderBytes, .depth = 3};
 
-  Json parse(std::string_view text) {
-    if (text.empty() || text.front() != '{') {
-      throw CheckpointError("{}: the header does not start with '{{'; not a safetensors file",
-                            path_);
-    }
-    // The JSON library takes a zero byte for the end of the text and would not see what follows.
-    if (text.find('\0') != std::string_view::npos) {
-      throw CheckpointError("{}: the header contains a zero byte; the file is damaged", path_);
-    }
-    try {
-      return Json::parse(text.begin(), text.end(), [this](int depth, Event event, Json& value) {
-        check(depth, event, value);
-        return true;
-      });
-    } catch (const Json::exception& error) {
-      throw CheckpointError("{}: the header is not valid JSON: {}", path_, printable(error.what()));
-    }
+Json parse_header_text(std::string_view text, const std::string& path) {
+  if (text.empty() || text.front() != '{') {
+    throw CheckpointError("{}: the header does not start with '{{'; not a safetensors file", path);
   }
-
- private:
-  using Event = Json::parse_event_t;
-
-  /// What parsing alone would let pass: names given twice (the last would win) and nesting deeper
-  /// than the format has.
-  void check(int depth, Event event, const Json& value) {
-    if (event == Event::object_start || event == Event::array_start) {
-      if (depth > 2) throw CheckpointError("{}: the header is nested too deeply", path_);
-      if (event == Event::object_start) keys_[depth].clear();
-    }
-    if (event == Event::key) {
-      const auto& key = value.get_ref<const std::string&>();
-      if (!keys_[depth - 1].insert(key).second) {
-        throw CheckpointError("{}: the header names '{}' twice", path_, printable(key));
-      }
-    }
-  }
-
-  std::string path_;
-  std::set<std::string> keys_[3];
-};
+  return parse_json_or_throw<CheckpointError>(text, path + ": the header", kHeaderLimits);
+}
 
 /// A non-negative integer; JSON's floats and negative numbers are not.
 std::optional<int64_t> size_from(const Json& value) {
@@ -167,7 +131,7 @@ void SafetensorsFile::parse_header() {
                           header_size, file_size);
   }
 
-  const Json header = HeaderParser(path).parse(all.substr(kSafetensorsPrefixBytes, header_size));
+  const Json header = parse_header_text(all.substr(kSafetensorsPrefixBytes, header_size), path);
   for (const auto& [name, value] : header.items()) {
     if (name == kSafetensorsMetadataKey) {
       metadata_ = metadata_from(path, value);

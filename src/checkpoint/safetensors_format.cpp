@@ -1,7 +1,5 @@
 #include "checkpoint/safetensors_format.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 
@@ -31,21 +29,6 @@ const SafetensorsDType* find_safetensors_dtype(std::string_view name) {
 
 std::string_view safetensors_name(DType dtype) {
   return std::ranges::find(kDTypes, std::optional(dtype), &SafetensorsDType::dtype)->name;
-}
-
-std::string printable(std::string_view text) {
-  constexpr size_t kLongest = 120;
-  std::string out;
-  for (const char c : text.substr(0, kLongest)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) {
-      out += fmt::format("\\x{:02x}", byte);
-    } else {
-      out += c;
-    }
-  }
-  if (text.size() > kLongest) out += "...";
-  return out;
 }
 
 }  // namespace gradus

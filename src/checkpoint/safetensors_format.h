@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "core/dtype.h"
+#include "core/json_text.h"
 
 namespace gradus {
 
@@ -32,8 +33,5 @@ struct SafetensorsDType {
 /// Null when the format has no such type.
 const SafetensorsDType* find_safetensors_dtype(std::string_view name);
 std::string_view safetensors_name(DType dtype);
-
-/// Text from a file made fit for a message: control characters escaped, long text cut.
-std::string printable(std::string_view text);
 
 }  // namespace gradus

@@ -10,6 +10,7 @@
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/input_file.h"
+#include "core/json_text.h"
 #include "data/byte_tokenizer.h"
 #include "data/char_tokenizer.h"
 
@@ -102,12 +103,7 @@ std::unique_ptr<Tokenizer> build_tokenizer(std::string_view kind,
 }
 
 std::unique_ptr<Tokenizer> parse_tokenizer(std::string_view text, const std::string& name) {
-  json definition;
-  try {
-    definition = json::parse(text);
-  } catch (const json::parse_error& error) {
-    throw DataError("{}: not valid JSON near byte {}: {}", name, error.byte, error.what());
-  }
+  const json definition = parse_json_or_throw<DataError>(text, name);
   if (!definition.is_object() || definition.value("format", json()) != kFormat) {
     throw DataError("{}: not a tokenizer: expected a JSON object with \"format\": \"{}\"", name,
                     kFormat);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,6 +32,7 @@ namespace {
 namespace fs = std::filesystem;
 using test::ExampleRun;
 using test::names_in;
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -112,17 +114,164 @@ TEST_F(CheckpointFaults, ManifestsOfOtherKindsAreRefused) {
     return refusal(step(5));
   };
   EXPECT_THAT(refusal_of(""), HasSubstr("manifest.json is damaged"));
-  EXPECT_THAT(refusal_of("[]"), HasSubstr("manifest.json is damaged"));
-  EXPECT_THAT(refusal_of("{\"format\":1}"), HasSubstr("manifest.json is damaged"));
+  EXPECT_THAT(refusal_of("[]"), HasSubstr("manifest.json: found [], expected an object"));
+  EXPECT_THAT(refusal_of("{\"format\":1}"),
+              HasSubstr("manifest.json: field 'format': found 1, expected text"));
   EXPECT_THAT(refusal_of("{\"format\":\"other\"}"), HasSubstr("is not a checkpoint's"));
-  EXPECT_THAT(refusal_of(R"({"format":"gradus checkpoint","version":"1"})"),
-              HasSubstr("manifest.json is damaged"));
+  const std::string head = R"({"format":"gradus checkpoint","version":)";
+  EXPECT_THAT(refusal_of(head + "\"1\"}"),
+              HasSubstr("field 'version': found \"1\", expected an int"));
+  EXPECT_THAT(refusal_of(head + "0}"), HasSubstr("field 'version': found 0"));
+  EXPECT_THAT(refusal_of(head + "1}"), HasSubstr("field 'step' is missing"));
+  EXPECT_THAT(refusal_of(head + "1,\"step\":-1}"), HasSubstr("field 'step': found -1"));
+  EXPECT_THAT(refusal_of(head + "1,\"step\":5,\"files\":[]}"),
+              HasSubstr("field 'files': found []"));
+  EXPECT_THAT(refusal_of(head + R"(1,"step":5,"files":{"a":{"size":"1"}}})"),
+              HasSubstr("manifest.json: a: field 'size': found \"1\""));
+  EXPECT_THAT(refusal_of(head + R"(1,"step":5,"step":6})"), HasSubstr("names 'step' twice"));
+  EXPECT_THAT(refusal_of("{\"a\":" + std::string(200'000, '[')), HasSubstr("nested too deeply"));
+  EXPECT_THAT(refusal_of(std::string(size_t{2} << 20, ' ')), HasSubstr("expected at most 1048576"));
   EXPECT_THAT(refusal_of(R"({"format":"gradus checkpoint","version":2,"changed":true})"),
               HasSubstr("format version 2 is newer than this program's 1"));
   Manifest outside;
   outside.files["../../secret"] = record_of("");
   EXPECT_THAT(refusal_of(to_text(outside)), HasSubstr("not a file of the folder"));
   EXPECT_THAT(refusal_of(to_text(Manifest{})), HasSubstr("does not list model.safetensors"));
+}
+
+/// Writes a state.json and the manifest that fits it.
+void rewrite_state(const fs::path& folder, const std::string& text) {
+  test::rewrite_file(folder / kStateFile, text);
+  Manifest manifest = read_manifest(folder);
+  manifest.files[std::string(kStateFile)] = record_of(text);
+  test::rewrite_file(folder / kManifestName, to_text(manifest));
+}
+
+TEST_F(CheckpointFaults, AStateOfAnotherFormIsRefusedThoughItsChecksumIsRight) {
+  ExampleRun(5).save(run(), 1);
+  const auto refusal_of = [&](const std::string& text) {
+    rewrite_state(step(5), text);
+    return refusal(step(5));
+  };
+  EXPECT_THAT(refusal_of("[]"), HasSubstr("state.json: found [], expected an object"));
+  EXPECT_THAT(refusal_of("{}"), HasSubstr("state.json: field 'step' is missing"));
+  EXPECT_THAT(refusal_of(R"({"step":"5"})"),
+              HasSubstr("field 'step': found \"5\", expected an int"));
+  EXPECT_THAT(refusal_of(R"({"step":-5})"), HasSubstr("field 'step': found -5"));
+  EXPECT_THAT(refusal_of(R"({"step":6})"), HasSubstr("state.json is of step 6"));
+  EXPECT_THAT(refusal_of(R"({"step":5,"step":5})"), HasSubstr("state.json: names 'step' twice"));
+  EXPECT_THAT(refusal_of("{\"step\":" + std::string(200'000, '[')),
+              HasSubstr("state.json: nested too deeply"));
+}
+
+/// Puts something that is there and cannot be read at a path.
+struct Obstacle {
+  const char* name;
+  void (*put)(const fs::path&);
+};
+
+const std::vector<Obstacle> kObstacles = {
+    {"folder", [](const fs::path& path) { fs::create_directories(path); }},
+    {"pipe", [](const fs::path& path) { ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0); }},
+    {"device", [](const fs::path& path) { fs::create_symlink("/dev/zero", path); }},
+    {"dangling", [](const fs::path& path) { fs::create_symlink("/nowhere/at/all", path); }},
+    {"loop", [](const fs::path& path) { fs::create_symlink(path.filename(), path); }},
+};
+
+/// What find_latest says of a checkpoint that it can neither use nor call damaged.
+std::string unreadable(const fs::path& run) {
+  std::vector<std::string> refused;
+  try {
+    const auto found = find_latest(run, refused);
+    return "took step " + std::to_string(found ? found->step() : -1);
+  } catch (const IoError& error) {
+    return error.what();
+  }
+}
+
+TEST_F(CheckpointFaults, WhatCannotBeReadIsNotTakenForDamage) {
+  for (const std::string& name : kFiles) {
+    for (const Obstacle& obstacle : kObstacles) {
+      ExampleRun(1).save(run(), 2);
+      ExampleRun(2).save(run(), 2);
+      fs::remove(step(2) / name);
+      obstacle.put(step(2) / name);
+      EXPECT_THAT(unreadable(run()),
+                  AllOf(HasSubstr(step(2).string() + " cannot be read"), HasSubstr(name)))
+          << obstacle.name;
+      fs::remove_all(checkpoints());
+    }
+  }
+  ExampleRun(1).save(run(), 2);
+  fs::create_directory_symlink("/nowhere/at/all", step(2));
+  EXPECT_THAT(unreadable(run()), AllOf(HasSubstr(step(2).string()), HasSubstr("a link")));
+}
+
+TEST_F(CheckpointFaults, WithoutDescriptorsNoOlderStepIsTaken) {
+  ExampleRun(1).save(run(), 2);
+  ExampleRun(2).save(run(), 2);
+  std::vector<fs::path> folders = list_step_folders(checkpoints());
+  rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  const rlimit none{0, before.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  std::string said;
+  try {
+    Checkpoint::open(folders.front());
+  } catch (const IoError& error) {
+    said = error.what();
+  }
+  const std::string searched = unreadable(run());
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_THAT(said, AllOf(HasSubstr(step(2).string()), HasSubstr("Too many open files")));
+  EXPECT_THAT(searched, HasSubstr("Too many open files"));
+  EXPECT_EQ(unreadable(run()), "took step 2");
+}
+
+TEST_F(CheckpointFaults, FurtherFilesAreNotOpened) {
+  for (const Obstacle& obstacle : kObstacles) {
+    ExampleRun(2).save(run(), 2);
+    obstacle.put(step(2) / "notes");
+    test::write_file(step(2) / "huge", "");
+    fs::resize_file(step(2) / "huge", uintmax_t{1} << 40);  // sparse
+    EXPECT_EQ(refusal(step(2)), "") << obstacle.name;
+    ExampleRun(3).save(run(), 1);
+    EXPECT_THAT(names_in(checkpoints()), ElementsAre("step-00000003")) << obstacle.name;
+  }
+}
+
+TEST_F(CheckpointFaults, AHugeFileThatTheManifestListsIsNotTakenIntoMemory) {
+  ExampleRun(2).save(run(), 2);
+  for (const char* name : {"tokenizer.json", "further"}) {
+    Manifest manifest = read_manifest(step(2));
+    test::write_file(step(2) / name, "");
+    fs::resize_file(step(2) / name, uintmax_t{1} << 40);
+    manifest.files[name].size = int64_t{1} << 40;
+    test::rewrite_file(step(2) / kManifestName, to_text(manifest));
+    EXPECT_THAT(refusal(step(2)), HasSubstr("tokenizer.json has 1099511627776 bytes"));
+  }
+}
+
+TEST_F(CheckpointFaults, ANewerVersionsCheckpointIsNotPassedOver) {
+  ExampleRun(1).save(run(), 2);
+  ExampleRun(2).save(run(), 2);
+  auto manifest = nlohmann::json::parse(test::read_file(step(2) / kManifestName));
+  manifest["version"] = 99;
+  manifest["later"] = "what this program does not know";
+  manifest.erase("xxh3_128");
+  manifest["xxh3_128"] = record_of(manifest.dump(2)).xxh3_128;
+  test::rewrite_file(step(2) / kManifestName, manifest.dump(2) + "\n");
+  try {
+    find_latest(run(), refused_);
+    FAIL() << "an older step would be trained from again";
+  } catch (const UnknownFormat& error) {
+    EXPECT_THAT(error.what(), AllOf(HasSubstr(step(2).string()), HasSubstr("version 99 is newer")));
+  }
+  // Where its own checksum is wrong the version is part of the damage.
+  manifest["later"] = "altered";
+  test::rewrite_file(step(2) / kManifestName, manifest.dump(2) + "\n");
+  EXPECT_EQ(find_latest(run(), refused_)->step(), 1);
+  EXPECT_THAT(refused_, ElementsAre(HasSubstr("version 99 is newer")));
 }
 
 TEST_F(CheckpointFaults, TheNewestWholeOneIsUsedAndTheOthersAreNamed) {

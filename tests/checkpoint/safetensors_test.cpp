@@ -1,5 +1,6 @@
 #include "checkpoint/safetensors.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -155,6 +156,32 @@ TEST(Safetensors, RefusesEveryBreachOfTheFormatByName) {
   }
   const std::string with_zero = std::string("{}") + '\0' + "garbage";
   EXPECT_THAT(refusal(dir, safetensors_bytes(with_zero, "")), HasSubstr("zero byte"));
+}
+
+/// A header of tensors of four bytes.
+std::string header_of(int tensors) {
+  std::string header = "{";
+  for (int i = 0; i < tensors; ++i) {
+    header += fmt::format(R"({}"t{}":{{"dtype":"U8","shape":[2,2],"data_offsets":[{},{}]}})",
+                          i == 0 ? "" : ",", i, 4 * i, 4 * i + 4);
+  }
+  return header + "}";
+}
+
+// In time that grows with their number alone: with its square this test would not come to its end.
+TEST(Safetensors, ReadsManyTensorsAndBoundsThem) {
+  const test::TempDir dir;
+  constexpr int kTensors = 300'000;
+  const auto path = test::write_file(
+      dir / "f", safetensors_bytes(header_of(kTensors), std::string(4 * kTensors, 'x')));
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  EXPECT_EQ(file.entries().size(), static_cast<size_t>(kTensors));
+  EXPECT_EQ(file.tensor("t299999").shape(), (Shape{2, 2}));
+  EXPECT_THAT(refusal(dir, safetensors_bytes(header_of(500'001), "")),
+              HasSubstr("the header: more than 4000000 values"));
+  std::string nested(200'000, '[');
+  EXPECT_THAT(refusal(dir, safetensors_bytes("{\"a\":" + nested, "")),
+              HasSubstr("the header: nested too deeply"));
 }
 
 TEST(Safetensors, RefusesImpossibleLengths) {
