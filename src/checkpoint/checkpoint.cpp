@@ -143,10 +143,14 @@ void Checkpoint::load(std::span<const TensorDestination> model,
   if (optimizer_) copy_tensors(*optimizer_, optimizer);
 }
 
-void Checkpoint::load_model(std::span<const TensorDestination> model) const {
+void Checkpoint::check_model(std::span<const TensorDestination> model) const {
   std::vector<std::string> problems;
   check_tensors(*model_, model, problems);
   throw_problems(path_, problems);
+}
+
+void Checkpoint::load_model(std::span<const TensorDestination> model) const {
+  check_model(model);
   copy_tensors(*model_, model);
 }
 

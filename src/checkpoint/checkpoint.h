@@ -47,9 +47,12 @@ class Checkpoint {
   /// Copies weights and optimizer state out, converting between floating-point types. Each file
   /// must hold exactly the tensors named (every rank names all of them, with the pieces that it
   /// holds, if any). Throws one CheckpointError with every difference in names, shapes and types of
-  /// both files before anything is written.
+  /// both files before anything is written, and one for the first element that is not as its
+  /// destination says.
   void load(std::span<const TensorDestination> model,
             std::span<const TensorDestination> optimizer) const;
+  /// Throws as load does where the names and shapes of the weights are not these.
+  void check_model(std::span<const TensorDestination> model) const;
   /// As load, of the weights alone.
   void load_model(std::span<const TensorDestination> model) const;
 

@@ -4,8 +4,9 @@
 #include <concepts>
 #include <limits>
 #include <string>
+#include <type_traits>
 
-#include "core/error.h"
+#include "core/json_fields.h"
 
 namespace gradus {
 namespace {
@@ -39,23 +40,17 @@ Json to_json(T value) {
 }
 
 template <typename T>
-bool from_json(const Json& json, T& value) {
+T from_json(const JsonFields<CheckpointError>& fields, const char* field) {
   if constexpr (std::floating_point<T>) {
-    if (json == "nan") {
-      value = std::numeric_limits<T>::quiet_NaN();
-    } else if (json == "inf" || json == "-inf") {
-      value =
-          json == "inf" ? std::numeric_limits<T>::infinity() : -std::numeric_limits<T>::infinity();
-    } else if (json.is_number()) {
-      value = json.get<T>();
-    } else {
-      return false;
-    }
-    return true;
+    const Json& json = fields.any(field);
+    if (json == "nan") return std::numeric_limits<T>::quiet_NaN();
+    if (json == "inf") return std::numeric_limits<T>::infinity();
+    if (json == "-inf") return -std::numeric_limits<T>::infinity();
+    if (!json.is_number()) fields.refuse(field, R"(a number, "nan", "inf" or "-inf")");
+    return json.get<T>();
   } else {
-    if (!json.is_number_integer()) return false;
-    value = json.get<T>();
-    return true;
+    return static_cast<T>(
+        fields.integer(field, std::numeric_limits<T>::min(), std::numeric_limits<T>::max()));
   }
 }
 
@@ -67,18 +62,17 @@ Json step_state_to_json(const StepState& state) {
   return json;
 }
 
-StepState step_state_from_json(const Json& json) {
+StepState step_state_from_json(const Json& json, const std::string& name) {
+  const JsonFields<CheckpointError> fields(json, name);
   StepState state;
-  size_t fields = 0;
-  visit_fields(state, [&](const char* name, auto& value) {
-    ++fields;
-    if (!json.is_object() || !json.contains(name) || !from_json(json.at(name), value)) {
-      throw CheckpointError("step state: field '{}' is missing or has the wrong type", name);
-    }
+  size_t known = 0;
+  visit_fields(state, [&](const char* field, auto& value) {
+    ++known;
+    value = from_json<std::remove_reference_t<decltype(value)>>(fields, field);
   });
-  if (json.size() != fields) {
-    throw CheckpointError("step state: {} fields, expected {}; written by another version?",
-                          json.size(), fields);
+  if (json.size() != known) {
+    throw CheckpointError("{}: {} fields, expected {}; written by another version?", name,
+                          json.size(), known);
   }
   return state;
 }

@@ -47,6 +47,24 @@ void check_destination(const SafetensorsEntry& entry, const TensorDestination& d
   }
 }
 
+/// values: elements of the tensor from number `first` on, as they were read.
+void check_elements(const SafetensorsFile& file, const TensorDestination& destination,
+                    const ConstTensor& values, int64_t first) {
+  const int64_t place =
+      first_unfit(values.data(), values.dtype(), values.numel(), destination.elements);
+  if (place == values.numel()) return;
+  double value = 0.0;
+  convert_elements(reinterpret_cast<std::byte*>(&value), DType::fp64,
+                   values.data() + place * size_of(values.dtype()), values.dtype(), 1);
+  throw CheckpointError(
+      "{}: {}: element {} is {}, expected {}: the run had diverged when this was saved, or the "
+      "file "
+      "was altered; go on from an earlier checkpoint",
+      file.path().string(), printable(destination.name), first + place, value,
+      destination.elements == Elements::finite ? "a finite number"
+                                               : "a finite number of 0 or more");
+}
+
 }  // namespace
 
 void check_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations,
@@ -80,18 +98,20 @@ void copy_tensors(const SafetensorsFile& file, std::span<const TensorDestination
     int64_t mapped = 0;
     for (const TensorPiece& piece : destination.pieces) {
       const DType to = piece.data.dtype();
-      for_each_run({piece.begin, piece.data}, destination.shape,
-                   [&](int64_t logical, int64_t memory, int64_t count) {
-                     for (int64_t part = 0; part < count; part += kElementsAtOnce) {
-                       const int64_t length = std::min(count - part, kElementsAtOnce);
-                       convert_elements(piece.data.data() + (memory + part) * size_of(to), to,
-                                        source + (logical + part) * size_of(from), from, length);
-                       mapped += length;
-                       if (mapped < kElementsAtOnce) continue;
-                       file.drop_pages(entry);
-                       mapped = 0;
-                     }
-                   });
+      for_each_run(
+          {piece.begin, piece.data}, destination.shape,
+          [&](int64_t logical, int64_t memory, int64_t count) {
+            for (int64_t part = 0; part < count; part += kElementsAtOnce) {
+              const int64_t length = std::min(count - part, kElementsAtOnce);
+              std::byte* const read = piece.data.data() + (memory + part) * size_of(to);
+              convert_elements(read, to, source + (logical + part) * size_of(from), from, length);
+              check_elements(file, destination, {read, to, Device::cpu, {length}}, logical + part);
+              mapped += length;
+              if (mapped < kElementsAtOnce) continue;
+              file.drop_pages(entry);
+              mapped = 0;
+            }
+          });
     }
     file.drop_pages(entry);
   }

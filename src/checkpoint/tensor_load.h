@@ -16,13 +16,15 @@ void check_tensors(const SafetensorsFile& file, std::span<const TensorDestinatio
                    std::vector<std::string>& problems);
 
 /// Copies every piece out of the file, converting as convert_elements does. The file and the
-/// destinations have passed check_tensors.
+/// destinations have passed check_tensors. Throws CheckpointError (file, tensor, element) for the
+/// first element that is read and is not as its destination says; what was read before stays.
 void copy_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations);
 
 /// Throws one CheckpointError that lists the problems, if there are any.
 void throw_problems(const std::filesystem::path& source, const std::vector<std::string>& problems);
 
-/// check_tensors, throw_problems, copy_tensors: nothing is written unless everything fits.
+/// check_tensors, throw_problems, copy_tensors: nothing is written unless names, shapes and types
+/// fit.
 void load_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations);
 
 }  // namespace gradus

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/element_check.h"
 #include "core/parameters.h"
 #include "core/tensor.h"
 
@@ -53,6 +54,7 @@ struct TensorDestination {
   std::string name;
   Shape shape;
   std::vector<TensorPiece> pieces;
+  Elements elements = Elements::any;  ///< what may be read into them
 };
 
 /// Empty when the piece lies within a logical tensor of that shape and its data is on the CPU, else

@@ -62,6 +62,13 @@ void ConfigArguments::add_to(CLI::App& command) {
       ->type_name("key=value");
 }
 
+bool ConfigArguments::sets(const std::string& key) const {
+  return std::ranges::any_of(overrides, [&](const std::string& setting) {
+    const std::string name = setting.substr(0, setting.find('='));
+    return name == key || key.starts_with(name + ".");
+  });
+}
+
 Config ConfigArguments::load(Bootstrap& bootstrap) const {
   const Config config = load_config(file, overrides, places.get());
   refuse_different_settings(bootstrap, config);

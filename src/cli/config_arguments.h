@@ -18,6 +18,8 @@ struct ConfigArguments {
   std::shared_ptr<ConfigPlaces> places = std::make_shared<ConfigPlaces>();  ///< of what was loaded
 
   void add_to(CLI::App& command);
+  /// Whether an override names the key, or its section.
+  bool sets(const std::string& key) const;
   /// Collective over the job. Throws ConfigError, also when the ranks were not told the same.
   Config load(Bootstrap& bootstrap) const;
   /// Runs a command on what it loads: a ConfigError that shows only then says where the keys that

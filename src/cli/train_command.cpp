@@ -10,6 +10,7 @@
 #include "cli/console.h"
 #include "cli/resume_command.h"
 #include "train/config_layout.h"
+#include "train/run_start.h"
 #include "train/signals.h"
 #include "train/trainer.h"
 
@@ -30,6 +31,7 @@ int train(Bootstrap& bootstrap, const std::string& program, const ConfigArgument
   std::signal(SIGPIPE, SIG_IGN);  // a run does not end with whoever reads what it says
   StopSignals signals(bootstrap.rank() == 0);
   const Config config = arguments.load(bootstrap);
+  if (!arguments.sets("run.dir")) refuse_copied_record(arguments.file, config);
   const std::shared_ptr<spdlog::logger> log = make_log(bootstrap);
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   const std::string shortage = shortage_of_threads(bootstrap, x);
@@ -42,7 +44,7 @@ int train(Bootstrap& bootstrap, const std::string& program, const ConfigArgument
                   x, parallel, *log, signals);
   if (trainer.run() == Trainer::Outcome::finished) {
     log->info("done. To see what it learned: {} generate {}", shell_word(program),
-              shell_word(config.run.dir));
+              shell_word(trainer.generates_from()));
   }
   return 0;
 }

@@ -3,29 +3,57 @@
 #include <algorithm>
 #include <utility>
 
-#include "checkpoint/checkpoint.h"
+#include "checkpoint/checkpoint_state.h"
+#include "checkpoint/checkpoint_writer.h"
 #include "core/error.h"
 #include "model/gpt_parameters.h"
 #include "train/precision_preset.h"
 
 namespace gradus {
+namespace {
+
+/// Of a configuration that asks for more layers than the file has tensors, not even the table of
+/// parameters is made.
+void require_layers(const Checkpoint& checkpoint, int64_t layers) {
+  const auto tensors = static_cast<int64_t>(checkpoint.model().entries().size());
+  if (layers <= tensors) return;
+  throw CheckpointError("{}: {} says model.layers: {}, and {} holds {} tensors in all",
+                        checkpoint.path().string(), kConfigFile, layers, kModelFile, tensors);
+}
+
+/// The weights as the file has them, without a place for them yet.
+std::vector<TensorDestination> expected_weights(const Parameters& parameters) {
+  std::vector<TensorDestination> weights;
+  for (const ParamSpec& spec : parameters.table()) weights.push_back({spec.name, spec.shape, {}});
+  return weights;
+}
+
+}  // namespace
 
 Generator::Generator(const std::filesystem::path& path, Executor& x, TensorParallel& tp,
                      std::vector<std::string>& refused)
     : x_(x) {
   const Checkpoint checkpoint = open_checkpoint(path, refused, CheckpointUse::inference);
-  const Config config = load_saved_config(checkpoint.file("config.yaml"),
-                                          (checkpoint.path() / "config.yaml").string());
-  tokenizer_ = parse_tokenizer(checkpoint.file("tokenizer.json"),
-                               (checkpoint.path() / "tokenizer.json").string());
+  const Config config =
+      load_saved_config(checkpoint.file(kConfigFile), (checkpoint.path() / kConfigFile).string());
+  tokenizer_ = parse_tokenizer(checkpoint.file(kTokenizerFile),
+                               (checkpoint.path() / kTokenizerFile).string());
   step_ = checkpoint.step();
-  const auto vocabulary = checkpoint.state().at("vocabulary").get<int64_t>();
+  check_tokenizer_hash(checkpoint, tokenizer_->hash());
+  const int64_t vocabulary = vocabulary_of(checkpoint);
+  if (vocabulary < tokenizer_->vocab_size()) {
+    throw CheckpointError("{}: field 'vocabulary': found {}, expected at least the {} tokens of {}",
+                          state_name(checkpoint), vocabulary, tokenizer_->vocab_size(),
+                          kTokenizerFile);
+  }
+  require_layers(checkpoint, config.model.layers);
   const Precision precision = precision_of(config.train.precision);
 
   parameters_ = std::make_unique<Parameters>(
       gpt_parameters(config.model, vocabulary, tp.size()),
       Parameters::Options{
           .precision = precision, .tp_rank = tp.rank(), .tp_size = tp.size(), .gradients = false});
+  checkpoint.check_model(expected_weights(*parameters_));  // before memory is asked for
   decoder_ = std::make_unique<GptDecoder>(Gpt::Options{.model = config.model,
                                                        .vocabulary = vocabulary,
                                                        .precision = precision,
@@ -48,7 +76,7 @@ Generator::Generator(const std::filesystem::path& path, Executor& x, TensorParal
   std::vector<TensorDestination> weights;
   for (const Parameter& parameter : parameters_->all()) {
     weights.push_back({parameter.spec.name, parameter.spec.shape,
-                       pieces_of(parameter, 0, parameter.value.reshape({-1}))});
+                       pieces_of(parameter, 0, parameter.value.reshape({-1})), Elements::finite});
   }
   checkpoint.load_model(weights);
 }

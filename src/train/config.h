@@ -34,6 +34,13 @@ constexpr std::string_view to_string(TokenizerChoice choice) {
   return enum_names(choice)[static_cast<size_t>(choice)];
 }
 
+/// What becomes of a run that goes on while its data is not what it was.
+enum class ChangedData : uint8_t { refuse, allow };
+constexpr std::array<std::string_view, 2> enum_names(ChangedData) { return {"refuse", "allow"}; }
+constexpr std::string_view to_string(ChangedData choice) {
+  return enum_names(choice)[static_cast<size_t>(choice)];
+}
+
 /// `auto`, `never` or the path of a checkpoint (kept only when the mode is `from_path`).
 struct Resume {
   enum class Mode : uint8_t { automatic, never, from_path };
@@ -53,6 +60,7 @@ struct DataConfig {
   std::vector<std::string> train = {"data/kjv"};
   std::vector<std::string> val = {};
   TokenizerChoice tokenizer = TokenizerChoice::characters;
+  ChangedData changed = ChangedData::refuse;
 
   bool operator==(const DataConfig&) const = default;
 };

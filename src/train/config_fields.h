@@ -54,6 +54,9 @@ inline constexpr auto kFields<DataConfig> = std::tuple{
           "Folders to evaluate on; empty: the validation split of the folders of `data.train`."},
     Field{"tokenizer", &DataConfig::tokenizer, kAnyValue,
           "The tokenizer the data must have been prepared with; auto: whichever it was."},
+    Field{"changed", &DataConfig::changed, kAnyValue,
+          "What becomes of a run that goes on while the tokens of its shards, or their order, are "
+          "not those of its checkpoint: `refuse` stops, `allow` says so and goes on."},
 };
 
 template <>
@@ -130,9 +133,11 @@ inline constexpr auto kFields<CheckpointConfig> = std::tuple{
           "Steps between checkpoints; 0: only at the end and when the run is stopped."},
     Field{"keep", &CheckpointConfig::keep, at_least(1),
           "Newest checkpoints that are kept; older ones are deleted."},
-    Field{"resume", &CheckpointConfig::resume, kAnyValue,
-          "`auto` goes on from the newest whole checkpoint in `run.dir` if there is one; `never` "
-          "starts afresh; a path goes on from that checkpoint."},
+    Field{
+        "resume", &CheckpointConfig::resume, kAnyValue,
+        "`auto` goes on from the newest whole checkpoint in `run.dir` if there is one; `never` "
+        "starts afresh; a path is the checkpoint, or the run, that a run starts from which has no "
+        "checkpoints of its own: with some it goes on from its newest."},
 };
 
 template <>

@@ -10,6 +10,7 @@
 #include "data/shard_verification.h"
 #include "data/tokenizer.h"
 #include "train/config.h"
+#include "train/data_identity.h"
 
 namespace gradus {
 
@@ -26,6 +27,8 @@ struct RunData {
   /// Verifies small shards, and begins to verify the others. Throws DataError, IoError or
   /// ConfigError.
   static RunData open(const Config& config);
+
+  DataIdentity identity() const { return data_identity(train, val ? &*val : nullptr); }
 };
 
 /// What to say where model.vocab_size leaves many more ids unused than padding does: more than 128

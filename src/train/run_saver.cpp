@@ -23,16 +23,25 @@ constexpr std::array kPauses = {std::chrono::seconds{1}, std::chrono::seconds{2}
 
 }  // namespace
 
-RunSaver::RunSaver(std::filesystem::path run, const Config& config, const Tokenizer& tokenizer,
+RunSaver::RunSaver(std::filesystem::path run, const Config& config, const RunData& data,
                    TrainingModel& model, spdlog::logger& log, std::optional<int64_t> found)
     : run_(std::move(run)),
       config_(config),
-      tokenizer_(tokenizer),
+      data_(data),
       model_(model),
       log_(log),
       saved_step_(found) {}
 
-bool RunSaver::try_again() const { return failed_ && Clock::now() - *failed_ >= kUntilNextTry; }
+bool RunSaver::try_again() const {
+  return postponed_ || (failed_ && Clock::now() - *failed_ >= kUntilNextTry);
+}
+
+std::string RunSaver::advice() const {
+  return remaining() + (saved_step_
+                            ? "; go on from there with a lower optim.lr, or from an earlier "
+                              "one in another run.dir (checkpoint.resume: PATH)"
+                            : "; start again with a lower optim.lr");
+}
 
 std::string RunSaver::remaining() const {
   if (!saved_step_) return "nothing of this run is saved";
@@ -41,9 +50,11 @@ std::string RunSaver::remaining() const {
 }
 
 void RunSaver::write(const RunProgress& progress) {
-  const SaveResult result = save_run(run_, progress, config_, tokenizer_, model_);
+  const SaveResult result =
+      save_run(run_, progress, config_, *data_.tokenizer, data_.identity(), model_);
   saved_step_ = progress.step;
   failed_.reset();
+  postponed_ = false;
   if (result.path.empty()) return;  // another rank has it
   log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));
   for (const std::string& warning : result.warnings) log_.warn("{}", warning);
@@ -51,6 +62,11 @@ void RunSaver::write(const RunProgress& progress) {
 
 void RunSaver::save(const RunProgress& progress) {
   if (saved_step_ == progress.step) return;
+  if (const std::string unfit = unfit_to_save(model_); !unfit.empty()) {
+    if (!postponed_) log_.warn("step {} is not saved: {}; {}", progress.step, unfit, remaining());
+    postponed_ = true;
+    return;
+  }
   try {
     write(progress);
   } catch (const IoError& error) {
@@ -60,8 +76,12 @@ void RunSaver::save(const RunProgress& progress) {
   }
 }
 
-void RunSaver::save_or_throw(const RunProgress& progress) {
+void RunSaver::save_or_throw(const RunProgress& progress, const std::string& occasion) {
   if (saved_step_ == progress.step) return;
+  if (const std::string unfit = unfit_to_save(model_); !unfit.empty()) {
+    throw NumericError("step {}, {}, is not saved: {}; {}", progress.step, occasion, unfit,
+                       advice());
+  }
   for (const std::chrono::seconds pause : kPauses) {
     try {
       return write(progress);

@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "checkpoint/checkpoint_folder.h"
+#include "checkpoint/checkpoint_writer.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/rng.h"
@@ -46,6 +48,39 @@ void refuse_going_back(const Checkpoint& checkpoint, const Config& config) {
   }
 }
 
+bool is_same(const std::filesystem::path& a, const std::filesystem::path& b) {
+  std::error_code error;
+  return std::filesystem::equivalent(a, b, error);
+}
+
+/// What checkpoint.resume: PATH means. Where the path is not in the run's own folder, it says where
+/// the run starts, and holds no longer once the run has checkpoints of its own.
+Checkpoint start_or_go_on(const Config& config, std::vector<std::string>& refused,
+                          std::vector<std::string>& remarks) {
+  const std::filesystem::path run = config.run.dir;
+  const std::filesystem::path checkpoints = run / kCheckpointsName;
+  const std::filesystem::path given = config.checkpoint.resume.path;
+  std::error_code error;
+  std::filesystem::path place = std::filesystem::weakly_canonical(given, error);
+  if (!place.has_filename()) place = place.parent_path();
+  const bool whole_run = is_same(place, run) || is_same(place, checkpoints);
+  const bool own = whole_run || is_same(place.parent_path(), checkpoints);
+  if (whole_run || !own) {
+    if (std::optional<Checkpoint> newest = find_latest(run, refused)) {
+      if (!own) {
+        remarks.push_back(fmt::format(
+            "checkpoint.resume: {} is where a run starts, and {} has checkpoints of its own: it "
+            "goes on from its newest, of step {} (to start from there again, set another run.dir)",
+            given.string(), run.string(), newest->step()));
+      }
+      return *std::move(newest);
+    }
+  }
+  Checkpoint checkpoint = open_checkpoint(given, refused);
+  refuse_going_back(checkpoint, config);
+  return checkpoint;
+}
+
 constexpr int kAttempts = 20;
 constexpr std::chrono::milliseconds kBetweenAttempts{100};
 
@@ -69,16 +104,16 @@ void check_run_folder(const Config& config) {
 }
 
 std::optional<Checkpoint> checkpoint_to_resume(const Config& config,
-                                               std::vector<std::string>& refused) {
+                                               std::vector<std::string>& remarks) {
   const std::filesystem::path run = config.run.dir;
+  std::vector<std::string> refused;
   std::optional<Checkpoint> checkpoint;
   switch (config.checkpoint.resume.mode) {
     case Resume::Mode::automatic:
       checkpoint = find_latest(run, refused);
       break;
     case Resume::Mode::from_path:
-      checkpoint = open_checkpoint(config.checkpoint.resume.path, refused);
-      refuse_going_back(*checkpoint, config);
+      checkpoint = start_or_go_on(config, refused, remarks);
       break;
     case Resume::Mode::never:
       if (!list_step_folders(run / kCheckpointsName).empty()) {
@@ -89,7 +124,22 @@ std::optional<Checkpoint> checkpoint_to_resume(const Config& config,
       }
       break;
   }
+  for (const std::string& line : refused) remarks.push_back("not used: " + line);
   return checkpoint;
+}
+
+void refuse_copied_record(const std::filesystem::path& file, const Config& config) {
+  std::error_code error;
+  const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
+  const bool record =
+      file.filename() == kConfigFile && (std::filesystem::exists(folder / "metrics.jsonl", error) ||
+                                         !list_step_folders(folder / kCheckpointsName).empty());
+  if (!record || std::filesystem::equivalent(folder, config.run.dir, error)) return;
+  throw ConfigError(
+      "{} is the record of the run in {}, and says run.dir: {}: the folder was copied or moved. "
+      "Add "
+      "run.dir={} to go on in it, or run.dir={} if that is meant",
+      file.string(), folder.string(), config.run.dir, folder.string(), config.run.dir);
 }
 
 bool belongs_to_run(const Checkpoint& checkpoint, const Config& config) {
@@ -138,12 +188,15 @@ void refuse_different_starts(Executor& x, Communicator& world, const Config& con
       other->tokenizer == first.tokenizer ? "" : ", tokenized by another tokenizer");
 }
 
-void prepare_run_folder(const Config& config) {
+void make_run_folder(const Config& config) {
   const std::filesystem::path run = config.run.dir;
   std::error_code error;
   std::filesystem::create_directories(run, error);
   if (error) throw IoError("cannot create run.dir {}: {}", run.string(), error.message());
-  AtomicFile file(run / "config.yaml");
+}
+
+void write_resolved_config(const Config& config) {
+  AtomicFile file(std::filesystem::path(config.run.dir) / kConfigFile);
   file.write(to_yaml(config));
   file.publish();
 }
@@ -152,7 +205,7 @@ void refuse_folder_of_its_own(const Config& config) {
   const std::filesystem::path run = config.run.dir;
   // A network file system may remember for a while that the folder was not there.
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    if (std::filesystem::exists(run / "config.yaml")) return;
+    if (std::filesystem::exists(run)) return;
     list_afresh(run.parent_path());
     list_afresh(run);
     std::this_thread::sleep_for(kBetweenAttempts);

@@ -19,10 +19,17 @@ namespace gradus {
 /// Throws IoError where run.dir cannot be a folder. Does not make it: the run may yet be refused.
 void check_run_folder(const Config& config);
 
-/// What checkpoint.resume names or finds. refused: a line for each checkpoint that was passed over.
-/// Throws ConfigError, CheckpointError, IoError.
+/// The checkpoint that a run goes on from; nothing: it starts afresh. A path is where a run starts
+/// that has no checkpoints yet: started again by the same command it goes on from its own newest
+/// one. remarks: a line for each checkpoint that was passed over, and one where a path was. Throws
+/// ConfigError, CheckpointError, IoError.
 std::optional<Checkpoint> checkpoint_to_resume(const Config& config,
-                                               std::vector<std::string>& refused);
+                                               std::vector<std::string>& remarks);
+
+/// A run's folder holds its configuration, by which it can be started again; of a folder that was
+/// copied or moved it names another folder. file: the configuration, whose run.dir nobody has
+/// replaced. Throws ConfigError where it lies in a run's folder that is not run.dir.
+void refuse_copied_record(const std::filesystem::path& file, const Config& config);
 
 /// Whether the checkpoint is one of the run's own.
 bool belongs_to_run(const Checkpoint& checkpoint, const Config& config);
@@ -33,10 +40,12 @@ bool belongs_to_run(const Checkpoint& checkpoint, const Config& config);
 void refuse_different_starts(Executor& x, Communicator& world, const Config& config,
                              const std::optional<Checkpoint>& checkpoint, const RunData& data);
 
-/// Makes run.dir at need and writes the resolved configuration into it. Throws IoError.
-void prepare_run_folder(const Config& config);
+/// Makes run.dir at need. Throws IoError.
+void make_run_folder(const Config& config);
+/// Writes run.dir/config.yaml. Throws IoError.
+void write_resolved_config(const Config& config);
 
-/// Every rank writes its part of each checkpoint into the folder that another has just prepared:
+/// Every rank writes its part of each checkpoint into the folder that another has just made:
 /// throws IoError where this rank does not see it.
 void refuse_folder_of_its_own(const Config& config);
 

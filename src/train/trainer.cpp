@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "core/counted.h"
@@ -53,20 +54,18 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
       stepper_(config_, model_) {
   check_run_folder(config_);
   lock_run_folder();
-  std::vector<std::string> refused;
-  const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(config_, refused);
-  for (const std::string& line : refused) log_.warn("not used: {}", line);
+  std::vector<std::string> remarks;
+  const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(config_, remarks);
+  for (const std::string& line : remarks) log_.warn("{}", line);
   if (Communicator* const world = parallel.world; world != nullptr) {
     refuse_different_starts(x, *world, config_, checkpoint, data_);
   }
   if (checkpoint) {
-    for (const std::string& change : check_run(*checkpoint, config_, *data_.tokenizer)) {
-      log_.warn("changed since {}: {}", checkpoint->path().filename().string(), change);
+    for (const std::string& line :
+         check_run(*checkpoint, config_, *data_.tokenizer, data_.identity())) {
+      log_.warn("{}", line);
     }
   }
-  if (first_rank()) prepare_run_folder(config_);
-  meet();
-  refuse_folder_of_its_own(config_);
   baseline_bytes_ = resident_memory();
   model_.allocate(model_.bytes_of_neighbours(options_.machine));
   meet();  // before any rank fills its memory: what is free is divided among all
@@ -74,13 +73,13 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
   if (checkpoint) {
     progress_ = load_run(*checkpoint, model_);
     if (belongs_to_run(*checkpoint, config_)) saved_step = progress_.step;
-    log_.info("going on from {} at step {}", checkpoint->path().string(), progress_.step);
+    started_from_ = checkpoint->path();
+    log_.info("going on from {} at step {}", started_from_.string(), progress_.step);
   } else {
     model_.initialize(static_cast<uint64_t>(config_.seed));
   }
   first_step_ = progress_.step;
-  saver_.emplace(run_, config_, *data_.tokenizer, model_, log_, saved_step);
-  open_metrics();
+  saver_.emplace(run_, config_, data_, model_, log_, saved_step);
   log_start();
 }
 
@@ -103,10 +102,14 @@ void Trainer::lock_run_folder() {
   meet();
 }
 
-void Trainer::open_metrics() {
-  if (!first_rank()) return;
-  metrics_.emplace(run_ / "metrics.jsonl", progress_.step, progress_.evaluation_due);
+/// The records of a run whose first step was made: until then its folder stays as it was. start:
+/// where the run was before.
+void Trainer::open_records(const RunProgress& start) {
+  if (!first_rank() || metrics_) return;
+  write_resolved_config(config_);
+  metrics_.emplace(run_ / "metrics.jsonl", start.step, start.evaluation_due);
   for (const std::string& warning : metrics_->warnings()) log_.warn("{}", warning);
+  for (const nlohmann::json& line : std::exchange(lines_, {})) write_metrics(line);
 }
 
 /// What would be lost if a second signal ended the run now.
@@ -148,11 +151,15 @@ Trainer::Outcome Trainer::end(Outcome outcome) {
 }
 
 Trainer::Outcome Trainer::run() {
-  evaluate_if_due();  // what a signal left undone
   if (progress_.step >= config_.train.steps) {
     log_.info("already trained to step {}; raise train.steps to go on", progress_.step);
     return end(Outcome::finished);
   }
+  if (first_rank()) make_run_folder(config_);
+  meet();
+  refuse_folder_of_its_own(config_);
+  const RunProgress start = progress_;
+  evaluate_if_due();  // what a signal left undone
   signals_.training_begins();
   Interval interval;
   while (progress_.step < config_.train.steps) {
@@ -170,6 +177,7 @@ Trainer::Outcome Trainer::run() {
     interval.steps += 1;
     interval.seconds += seconds_since(begin);
 
+    open_records(start);
     if (state.nonfinite != 0) handle_nonfinite(state);
     say_refused_products();
     if (last || progress_.step == 1 || due(progress_.step, config_.log.every)) {
@@ -177,15 +185,15 @@ Trainer::Outcome Trainer::run() {
     }
     progress_.evaluation_due = data_.val && (last || due(progress_.step, config_.eval.every));
     if (!stop) evaluate_if_due();
+    const char* signal = signals_.received();
+    const std::string stopped_by = signal == nullptr ? "a signal to another rank" : signal;
     if (last || stop) {
-      save(Saving::last);
+      save(Saving::last, last ? "the last one" : "where it was stopped by " + stopped_by);
     } else if (asked.save || due(progress_.step, config_.checkpoint.every)) {
       save(Saving::on_the_way);
     }
     if (stop) {
-      const char* signal = signals_.received();
-      log_.info("stopped by {} after step {}. To go on: {}",
-                signal == nullptr ? "a signal to another rank" : signal, progress_.step,
+      log_.info("stopped by {} after step {}. To go on: {}", stopped_by, progress_.step,
                 options_.resume_command);
       return end(Outcome::interrupted);
     }
@@ -194,6 +202,7 @@ Trainer::Outcome Trainer::run() {
 }
 
 void Trainer::write_metrics(const nlohmann::json& line) {
+  if (!metrics_ && first_rank()) lines_.push_back(line);
   const std::string said = metrics_ ? metrics_->write(line) : "";
   if (!said.empty()) log_.warn("{}", said);
 }
@@ -244,10 +253,10 @@ void Trainer::handle_nonfinite(const StepState& state) {
                  {"skipped", state.skipped}});
   if (state.skipped_in_row >= config_.train.max_skipped_steps) {
     throw NumericError(
-        "{} in a row changed nothing, up to step {}; {}. The "
-        "weights are those of step {}; lower optim.lr or go on from an earlier checkpoint",
+        "{} in a row changed nothing, up to step {}; {}. The weights are those of step {}, and "
+        "nothing was saved since: {}",
         counted(state.skipped_in_row, "step"), progress_.step, where,
-        progress_.step - state.skipped_in_row);
+        progress_.step - state.skipped_in_row, saver_->advice());
   }
 }
 
@@ -285,8 +294,8 @@ StepState Trainer::step(double lr) {
 /// Saves the steps that were made before the data could no longer be read.
 void Trainer::save_before(const UnusableBatch& reason) {
   if (progress_.step == first_step_) return;
-  log_.warn("the data failed after step {}, which is saved: {}", progress_.step, reason.what());
-  save(Saving::last);
+  log_.warn("the data failed after step {}: {}", progress_.step, reason.what());
+  save(Saving::last, "where the data failed");
 }
 
 /// Weights that learned from damaged shards are not kept: before the first checkpoint every rank
@@ -300,14 +309,19 @@ void Trainer::require_verified_data() {
   data_verified_ = true;
 }
 
-void Trainer::save(Saving saving) {
+/// occasion: what the step is, where it is the last to be saved.
+void Trainer::save(Saving saving, const std::string& occasion) {
   if (saver_->saved_step() == progress_.step) return;
   require_verified_data();
   if (saving == Saving::last) {
-    saver_->save_or_throw(progress_);
+    saver_->save_or_throw(progress_, occasion);
   } else {
     saver_->save(progress_);
   }
+}
+
+std::string Trainer::generates_from() const {
+  return saver_->saved_step() || started_from_.empty() ? run_.string() : started_from_.string();
 }
 
 }  // namespace gradus

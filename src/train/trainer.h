@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/folder_lock.h"
 #include "data/loader.h"
@@ -32,14 +33,21 @@ class Trainer {
     std::string resume_command;
     int machine = 0;  ///< the same on all ranks that share one (Bootstrap::machine)
   };
-  /// What is passed by reference must outlive this. Opens the data and the run's folder, finds the
-  /// checkpoint to go on from, checks it, and only then allocates. Throws any of the errors of
-  /// these.
+  /// What is passed by reference must outlive this. Opens the data, locks the run's folder, finds
+  /// the checkpoint to go on from, checks it, and only then allocates. Changes nothing of the run.
+  /// Throws any of the errors of these.
   Trainer(const Options& options, Executor& x, Parallelism& parallel, spdlog::logger& log,
           StopSignals& signals);
 
   enum class Outcome { finished, interrupted };
+  /// Makes the steps that are left. Nothing of the run changes before one is made; where none is
+  /// left, nothing does. Throws NumericError where the run ends in steps that were skipped, and so
+  /// without a checkpoint of its last one.
   Outcome run();
+
+  /// What `gradus generate` takes to see what was learned: the run's folder, or the checkpoint that
+  /// the run started from where it has none of its own.
+  std::string generates_from() const;
 
   const TrainingModel& model() const { return model_; }
 
@@ -54,7 +62,7 @@ class Trainer {
   bool first_rank() const;
   void meet();
   void lock_run_folder();
-  void open_metrics();
+  void open_records(const RunProgress& start);
   void tell_signals();
   Asked asked_of_any();
   void write_metrics(const nlohmann::json& line);
@@ -66,7 +74,7 @@ class Trainer {
   void evaluate_if_due();
   void require_verified_data();
   void save_before(const UnusableBatch& reason);
-  void save(Saving saving);
+  void save(Saving saving, const std::string& occasion = "");
   Outcome end(Outcome outcome);
 
   Options options_;
@@ -79,10 +87,12 @@ class Trainer {
   TrainingModel model_;
   Stepper stepper_;
   std::optional<MetricsFile> metrics_;
+  std::vector<nlohmann::json> lines_;  ///< of metrics, until there is a file for them
   RunProgress progress_;
   std::optional<RunSaver> saver_;
-  int64_t first_step_ = 0;      ///< that this process made, less one
-  bool data_verified_ = false;  ///< all of it, on all ranks
+  std::filesystem::path started_from_;  ///< the checkpoint, if from one
+  int64_t first_step_ = 0;              ///< that this process made, less one
+  bool data_verified_ = false;          ///< all of it, on all ranks
   bool said_refused_products_ = false;
   int64_t baseline_bytes_ = 0;  ///< resident before the arena was allocated
 };

@@ -207,7 +207,7 @@ class Verification {
       VerifiedModel straight(config_, bootstrap_, layout);
       straight.step(0, kTrainingRate);
       save_run(folder.path(), {.step = 1, .samples = config_.train.global_batch}, config_,
-               *tokenizer_, straight.model());
+               *tokenizer_, {}, straight.model());
       straight.step(1, kTrainingRate);
 
       std::vector<std::string> refused;

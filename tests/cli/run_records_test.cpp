@@ -5,12 +5,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <iostream>
 #include <map>
 #include <regex>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
@@ -25,7 +28,30 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using test::ProcessResult;
+using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
+
+/// Names in RUN/checkpoints, in order.
+std::vector<std::string> checkpoints_of(const fs::path& run) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(run / "checkpoints")) {
+    names.push_back(entry.path().filename().string());
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
+/// Everything below a folder: each path with its time and, of a file, its bytes.
+std::map<std::string, std::string> tree_of(const fs::path& folder) {
+  std::map<std::string, std::string> tree;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    tree[entry.path().string()] =
+        fmt::format("{} {}", entry.last_write_time().time_since_epoch().count(),
+                    entry.is_directory() ? "" : test::read_file(entry.path()));
+  }
+  return tree;
+}
 
 class RunRecords : public testing::Test {
  protected:
@@ -33,7 +59,7 @@ class RunRecords : public testing::Test {
 
   const fs::path& folder() const { return dir_.path(); }
   fs::path run() const { return folder() / "run"; }
-  ProcessResult gradus(const std::string& command, const std::vector<std::string>& settings) const {
+  void write_config() const {
     test::write_file(folder() / "config.yaml",
                      "run: {dir: run}\n"
                      "model: {layers: 2, channels: 24, heads: 3, context: 16}\n"
@@ -42,6 +68,9 @@ class RunRecords : public testing::Test {
                      "train: {steps: 6, micro_batch: 3, global_batch: 6, precision: fp32}\n"
                      "eval: {every: 4, tokens: 90}\n"
                      "log: {every: 1}\n");
+  }
+  ProcessResult gradus(const std::string& command, const std::vector<std::string>& settings) const {
+    write_config();
     std::vector<std::string> arguments = {command, "config.yaml"};
     arguments.insert(arguments.end(), settings.begin(), settings.end());
     return test::run_gradus(folder(), arguments);
@@ -134,8 +163,8 @@ TEST_F(RunRecords, EachLineOfMetricsHasItsFields) {
                   1e-9);
     }
   }
-  EXPECT_THAT(order, testing::ElementsAre("train 1", "train 2", "train 3", "train 4", "eval 4",
-                                          "train 5", "train 6", "eval 6"));
+  EXPECT_THAT(order, ElementsAre("train 1", "train 2", "train 3", "train 4", "eval 4", "train 5",
+                                 "train 6", "eval 6"));
 }
 
 // Memory
@@ -246,7 +275,9 @@ TEST_F(RunRecords, ARunThatStaysNonFiniteIsStopped) {
   EXPECT_EQ(result.exit_code, 1) << result.text();
   EXPECT_TRUE(result.err.starts_with("gradus: numeric error: 4 steps in a row")) << result.err;
   EXPECT_THAT(result.err, HasSubstr("up to step 5"));
-  EXPECT_THAT(result.err, HasSubstr("The weights are those of step 1"));
+  EXPECT_THAT(result.err,
+              HasSubstr("The weights are those of step 1, and nothing was saved since: its newest "
+                        "checkpoint is run/checkpoints/step-00000001; go on from there"));
   EXPECT_THAT(result.err, HasSubstr("lower optim.lr"));
   EXPECT_THAT(result.out, HasSubstr("loss nan"));
   EXPECT_THAT(result.out, testing::Not(HasSubstr("-nan"))) << "whatever the processor makes of it";
@@ -274,14 +305,183 @@ TEST_F(RunRecords, ARunThatStaysNonFiniteIsStopped) {
     EXPECT_FLOAT_EQ(train[i].at("lr").get<float>(),
                     static_cast<float>(learning_rate(optim, static_cast<int64_t>(i), 40)));
   }
-  // And no byte of weights or moments moved.
-  const fs::path checkpoints = run() / "checkpoints";
-  for (const char* name : {"model.safetensors", "optimizer.safetensors"}) {
-    const std::string after_first = test::read_file(checkpoints / "step-00000001" / name);
-    for (const char* step : {"step-00000002", "step-00000003", "step-00000004"}) {
-      EXPECT_TRUE(test::read_file(checkpoints / step / name) == after_first) << step << name;
+  EXPECT_THAT(checkpoints_of(run()), ElementsAre("step-00000001"));
+}
+
+/// A run of one good step, with weights that make every later one overflow.
+class PoisonedRun : public RunRecords {
+ protected:
+  void SetUp() override {
+    RunRecords::SetUp();
+    for (const char* steps : {"1", "2", "3"}) {
+      ASSERT_EQ(gradus("train", with({std::string("train.steps=") + steps})).exit_code, 0);
     }
+    ASSERT_NO_FATAL_FAILURE(poison_mlp(run()));
+    before_ = tree_of(run() / "checkpoints");
   }
+  static std::vector<std::string> with(std::vector<std::string> settings) {
+    settings.insert(settings.end(), {"optim.schedule=constant", "optim.warmup_steps=0",
+                                     "checkpoint.every=1", "checkpoint.keep=2"});
+    return settings;
+  }
+
+  std::map<std::string, std::string> before_;
+};
+
+TEST_F(PoisonedRun, NothingIsSavedOrRotatedAndItsEndIsAnError) {
+  const ProcessResult result = gradus("train", with({"train.steps=8"}));
+  EXPECT_EQ(result.exit_code, 1) << result.text();
+  EXPECT_TRUE(result.err.starts_with("gradus: numeric error: step 8, the last one, is not saved"))
+      << result.err;
+  EXPECT_THAT(result.err, HasSubstr("the last 5 steps changed nothing; its newest checkpoint is "
+                                    "run/checkpoints/step-00000003; go on from there"));
+  EXPECT_THAT(result.out,
+              HasSubstr("step 4 is not saved: the last step changed nothing; its newest"));
+  EXPECT_THAT(result.out, Not(HasSubstr("done")));
+  EXPECT_THAT(checkpoints_of(run()), ElementsAre("step-00000002", "step-00000003"));
+  EXPECT_TRUE(tree_of(run() / "checkpoints") == before_);
+}
+
+TEST_F(PoisonedRun, StoppedItEndsWithTheOlderCheckpointAndSaysSo) {
+  write_config();
+  std::vector<std::string> arguments =
+      with({"train", "config.yaml", "train.steps=1000000", "train.max_skipped_steps=1000000"});
+  test::GradusProcess process(folder(), arguments);
+  while (process.running() && test::metrics_of(run(), "skipped").size() < 3) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // cores are for the run
+  }
+  process.send(SIGTERM);
+  const ProcessResult result = process.wait();
+  EXPECT_EQ(result.exit_code, 1) << result.text();
+  EXPECT_THAT(result.err, HasSubstr(", where it was stopped by SIGTERM, is not saved: the last "));
+  EXPECT_THAT(result.err, HasSubstr("its newest checkpoint is run/checkpoints/step-00000003"));
+  EXPECT_TRUE(tree_of(run() / "checkpoints") == before_);
+}
+
+TEST_F(RunRecords, ARunThatBlowsUpKeepsTheCheckpointsFromBefore) {
+  const std::vector<std::string> settings = {"optim.lr=1000",           "optim.weight_decay=1e10",
+                                             "optim.schedule=constant", "optim.warmup_steps=0",
+                                             "checkpoint.every=1",      "checkpoint.keep=2",
+                                             "train.steps=40"};
+  const ProcessResult result = gradus("train", settings);
+  EXPECT_EQ(result.exit_code, 1) << result.text();
+  const auto skipped = test::metrics_of(run(), "skipped");
+  ASSERT_FALSE(skipped.empty());
+  const auto first = skipped.front().at("step").get<int64_t>();
+  const std::vector<std::string> kept = checkpoints_of(run());
+  ASSERT_FALSE(kept.empty());
+  EXPECT_EQ(kept.back(), fmt::format("step-{:08}", first - 1)) << "that of the last good step";
+}
+
+// A folder that nothing happens to
+
+TEST_F(RunRecords, NothingOfARunChangesUnlessAStepIsMade) {
+  ASSERT_EQ(gradus("train", {"checkpoint.every=2"}).exit_code, 0);
+  // What a killed save leaves, and lines of steps that a resumed run would make again.
+  fs::create_directories(run() / "checkpoints" / ".step-00000009.partial-1");
+  test::write_file(run() / "metrics.jsonl",
+                   test::read_file(run() / "metrics.jsonl") + "{\"event\":\"train\",\"step\":9}\n");
+  const auto before = tree_of(run());
+  const auto unchanged = [&](const char* what) { EXPECT_TRUE(tree_of(run()) == before) << what; };
+  const ProcessResult again = gradus("train", {"log.every=3"});
+  EXPECT_EQ(again.exit_code, 0) << again.text();
+  EXPECT_THAT(again.out, HasSubstr("already trained to step 6; raise train.steps to go on"));
+  EXPECT_THAT(again.out, HasSubstr("generate run\n"));
+  unchanged("nothing to do");
+  const std::string longer = "train.steps=9";
+  EXPECT_EQ(gradus("train", {longer, "model.layers=3"}).exit_code, 1);
+  unchanged("another model");
+  EXPECT_EQ(gradus("train", {longer, "checkpoint.resume=never"}).exit_code, 1);
+  unchanged("starting afresh");
+  EXPECT_EQ(gradus("train", {longer, "train.micro_batch=100000000", "train.global_batch=100000000",
+                             "model.attention=plain"})
+                .exit_code,
+            1);
+  unchanged("no memory");
+  EXPECT_EQ(gradus("plan", {longer}).exit_code, 0);
+  EXPECT_EQ(test::run_gradus(folder(), {"generate", "run", "--tokens", "2"}).exit_code, 0);
+  unchanged("plan and generate");
+  EXPECT_EQ(gradus("train", {longer}).exit_code, 0);
+  EXPECT_FALSE(tree_of(run()) == before);
+  EXPECT_FALSE(fs::exists(run() / "checkpoints" / ".step-00000009.partial-1"));
+}
+
+TEST_F(RunRecords, AFirstStepThatFailsLeavesTheFolderAsItWas) {
+  ASSERT_EQ(gradus("train", {}).exit_code, 0);
+  const auto before = tree_of(run());
+  const fs::path shard = folder() / "data" / "train.bin";
+  std::string bytes = test::read_file(shard);
+  std::fill(bytes.begin() + 64, bytes.end(), '\xff');  // behind the header: ids of no token
+  test::write_file(shard, bytes);
+  const ProcessResult result = gradus("train", {"train.steps=9", "data.changed=allow"});
+  EXPECT_EQ(result.exit_code, 1) << result.text();
+  EXPECT_TRUE(tree_of(run()) == before);
+}
+
+// Where a run starts
+
+TEST_F(RunRecords, TheSameCommandAgainGoesOnAndKeepsItsMetrics) {
+  ASSERT_EQ(gradus("train", {"run.dir=a", "train.steps=4"}).exit_code, 0);
+  const auto branch = [&](const char* steps) {
+    return gradus("train", {"run.dir=b", "checkpoint.resume=a", "log.every=1",
+                            std::string("train.steps=") + steps});
+  };
+  const auto steps_of = [&] {
+    std::vector<int64_t> steps;
+    for (const json& line : test::metrics_of(folder() / "b", "train"))
+      steps.push_back(line.at("step").get<int64_t>());
+    return steps;
+  };
+  // Nothing to do yet: no folder, and what can be generated from is where it started.
+  const ProcessResult none = branch("4");
+  EXPECT_EQ(none.exit_code, 0) << none.text();
+  EXPECT_FALSE(fs::exists(folder() / "b"));
+  EXPECT_THAT(none.out, HasSubstr("generate a/checkpoints/step-00000004\n"));
+  const ProcessResult first = branch("6");
+  EXPECT_EQ(first.exit_code, 0) << first.text();
+  EXPECT_THAT(first.out, HasSubstr("going on from a/checkpoints/step-00000004 at step 4"));
+  EXPECT_THAT(first.out, HasSubstr("generate b\n"));
+  EXPECT_THAT(steps_of(), ElementsAre(5, 6));
+  const ProcessResult second = branch("8");
+  EXPECT_EQ(second.exit_code, 0) << second.text();
+  EXPECT_THAT(second.out, HasSubstr("a is where a run starts, and b has checkpoints of its own"));
+  EXPECT_THAT(second.out, HasSubstr("going on from b/checkpoints/step-00000006 at step 6"));
+  EXPECT_THAT(steps_of(), ElementsAre(5, 6, 7, 8));
+  EXPECT_THAT(checkpoints_of(folder() / "b"), ElementsAre("step-00000006", "step-00000008"));
+}
+
+TEST_F(RunRecords, OtherDataIsRefusedUnlessItIsAllowed) {
+  ASSERT_EQ(gradus("train", {}).exit_code, 0);
+  test::prepare_text(folder(), test::some_text(6000, 2), "bytes");  // as long, of other text
+  const ProcessResult refused = gradus("train", {"train.steps=8"});
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, HasSubstr("gradus: checkpoint error: run/checkpoints/step-00000006 does "
+                                     "not belong to this configuration"));
+  EXPECT_THAT(refused.err, HasSubstr("data.train, shard 1: "));
+  EXPECT_THAT(refused.err, HasSubstr("data.changed=allow"));
+  const ProcessResult allowed = gradus("train", {"train.steps=8", "data.changed=allow"});
+  EXPECT_EQ(allowed.exit_code, 0) << allowed.text();
+  EXPECT_THAT(allowed.out, HasSubstr("changed since step-00000006: data.train, shard 1: "));
+  // What is saved from now on is of the data that was read last.
+  EXPECT_EQ(gradus("train", {"train.steps=9"}).exit_code, 0);
+}
+
+TEST_F(RunRecords, TheConfigurationOfACopiedFolderIsRefused) {
+  ASSERT_EQ(gradus("train", {}).exit_code, 0);
+  fs::copy(run(), folder() / "copy", fs::copy_options::recursive);
+  const auto before = tree_of(run());
+  const auto train = [&](const std::vector<std::string>& settings) {
+    std::vector<std::string> arguments = {"train", "copy/config.yaml", "train.steps=8"};
+    arguments.insert(arguments.end(), settings.begin(), settings.end());
+    return test::run_gradus(folder(), arguments);
+  };
+  const ProcessResult refused = train({});
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, HasSubstr("copy/config.yaml is the record of the run in copy, and says "
+                                     "run.dir: run"));
+  const ProcessResult named = train({"run.dir=copy"});
+  EXPECT_EQ(named.exit_code, 0) << named.text();
+  EXPECT_TRUE(tree_of(run()) == before);
 }
 
 }  // namespace

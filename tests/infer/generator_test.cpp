@@ -75,7 +75,7 @@ std::vector<double> log_probabilities(TinyModel& tiny, const std::vector<int32_t
 
 void save(TinyModel& tiny, const std::filesystem::path& run, int64_t step,
           const Tokenizer& tokenizer) {
-  save_run(run, {.step = step, .samples = step}, tiny.config, tokenizer, tiny.model);
+  save_run(run, {.step = step, .samples = step}, tiny.config, tokenizer, {}, tiny.model);
 }
 
 /// A saved run and what generates from it, each with an executor of its own.

@@ -39,7 +39,7 @@ model:
   bias: false
   attention: plain
   vocab_size: auto
-data: {train: [a, "b c"], val: [], tokenizer: auto}
+data: {train: [a, "b c"], val: [], tokenizer: auto, changed: allow}
 optim: {lr: 1e-3, min_lr: 0, schedule: wsd, decay_steps: 10}
 train: {global_batch: 36, threads: 2, precision: fp64, recompute: selective}
 parallel: {dp: 1, zero: 0}
@@ -57,6 +57,7 @@ eval: {tokens: 77}
   EXPECT_EQ(config.model.vocab_size, std::nullopt);
   EXPECT_THAT(config.data.train, ElementsAre("a", "b c"));
   EXPECT_EQ(config.data.tokenizer, TokenizerChoice::automatic);
+  EXPECT_EQ(config.data.changed, ChangedData::allow);
   EXPECT_EQ(config.optim.lr, 1e-3);
   EXPECT_EQ(config.optim.min_lr, 0.0);
   EXPECT_EQ(config.optim.schedule, ScheduleKind::wsd);

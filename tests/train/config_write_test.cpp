@@ -48,7 +48,8 @@ Config drawn_config(std::mt19937_64& random) {
              .vocab_size = size(1, 2147483647)};
   c.data = {.train = {"~", "auto", "null", "-a", ".", "../x", "a, b", "true", "1.5"},
             .val = {"[]"},
-            .tokenizer = TokenizerChoice::bytes};
+            .tokenizer = TokenizerChoice::bytes,
+            .changed = ChangedData::allow};
   c.optim = {.lr = 1 + fraction(),
              .min_lr = fraction(),
              .warmup_steps = size(1, 99),

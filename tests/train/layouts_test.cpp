@@ -391,7 +391,7 @@ TEST(Layouts, CheckpointsAreReadByEveryLayoutToTheBit) {
       Part saved(layout, precision);
       SharedFolder folder(saved.mesh.world());
       for (uint64_t number = 0; number < 2; ++number) step(saved.tiny, number, 1e-2);
-      save_run(folder.path(), {.step = 2, .samples = 24}, saved.tiny.config, *tokenizer,
+      save_run(folder.path(), {.step = 2, .samples = 24}, saved.tiny.config, *tokenizer, {},
                saved.tiny.model);
 
       std::vector<std::string> refused;

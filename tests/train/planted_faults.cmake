@@ -165,7 +165,7 @@ gradus_planted_fault(verify_weights_not_gathered FILE parallel/data_parallel.cpp
   TEST train_verify_test FILTER Verify.EveryCheckPasses
   RANKS 2 FOUND "pp 1 dp 2 tp 1 zero 1 after an update, fp64: [0-9.e+-]+ at ")
 gradus_planted_fault(verify_moments_not_loaded FILE train/run_checkpoint.cpp
-  FIND "moments.push_back(destination(moment.prefix, model, spec, moment.kind))"
+  FIND "moments.push_back(destination(moment, model, spec))"
   PLANT "moments.push_back({moment.prefix + spec.name, spec.shape, {}})"
   TEST train_verify_test FILTER Verify.EveryCheckPasses
   RANKS 2 FOUND "pp 1 dp 1 tp 2 resumed against straight on: 1 at ")
