@@ -50,7 +50,7 @@ Checkpoint Checkpoint::open(const fs::path& folder, CheckpointUse use) {
       const fs::path path = folder / name;
       if (name == kModelFile || name == kOptimizerFile) {
         if (name == kOptimizerFile && use == CheckpointUse::inference) continue;
-        check_record(name, record_of_file(path), manifest);
+        check_record(name, record_of_file(path, record.block_bytes), manifest);
         (name == kModelFile ? checkpoint.model_ : checkpoint.optimizer_) =
             SafetensorsFile::open(path);
       } else {
