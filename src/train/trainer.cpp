@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "checkpoint/checkpoint_folder.h"
 #include "core/error.h"
 #include "optim/schedule.h"
 #include "train/run_start.h"
@@ -55,9 +56,11 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
       log_.warn("changed since {}: {}", checkpoint->path().filename().string(), change);
     }
   }
-  if (first_rank()) prepare_run_folder(config_);
-  meet();
-  refuse_folder_of_its_own(config_);
+  if (first_rank()) {
+    prepare_run_folder(config_);
+    remove_leftovers(run_ / kCheckpointsName);
+  }
+  if (parallel.world != nullptr) refuse_folders_apart(x, *parallel.world, config_);
   baseline_bytes_ = resident_memory();
   model_.allocate(model_.bytes_of_neighbours(options_.machine));
   meet();  // before any rank fills its memory: what is free is divided among all
