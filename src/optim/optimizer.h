@@ -67,6 +67,7 @@ class Optimizer {
     Tensor v;
   };
   void sum_norm(Executor& x);
+  void adopt_first_ranks_state(Executor& x);
   Tensor whole(const Parameter& parameter, Kind kind) const;
   Tensor shard_of(size_t bucket, Kind kind) const;
 

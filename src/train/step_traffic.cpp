@@ -46,6 +46,9 @@ class TrafficTable {
     }
     if (parallel_.dp.size() > 1) data_parallel();
     if (parallel_.pp.stages() > 1) pipeline();
+    if (parallel_.ranks() > 1) {
+      add("world", "decision on the step", Collective::broadcast, 1, sizeof(StepState));
+    }
     return rows_;
   }
 
@@ -68,7 +71,8 @@ class TrafficTable {
   int size(const std::string& group) const {
     if (group == "tp") return parallel_.tp.size();
     if (group == "dp") return parallel_.dp.size();
-    return group == "pp" ? parallel_.pp.stages() : 2;  // "embedding": the first and last stage
+    if (group == "pp") return parallel_.pp.stages();
+    return group == "world" ? parallel_.ranks() : 2;  // "embedding": the first and last stage
   }
 
   const PipelineStage& stage() const { return model_.gpt().stage(); }

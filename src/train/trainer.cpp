@@ -8,6 +8,7 @@
 #include "checkpoint/checkpoint_folder.h"
 #include "core/error.h"
 #include "optim/schedule.h"
+#include "train/replica_check.h"
 #include "train/run_start.h"
 
 namespace gradus {
@@ -71,6 +72,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
   } else {
     model_.initialize(static_cast<uint64_t>(config_.seed));
   }
+  check_replicas();
   if (first_rank()) {
     metrics_.emplace(run_ / "metrics.jsonl", progress_.step, progress_.evaluation_due);
   }
@@ -128,6 +130,7 @@ Trainer::Outcome Trainer::run() {
     const bool last = progress_.step == config_.train.steps;
     const bool stop =
         stop_asked();  // weights of other replicas may still be on their way before it
+    if (due(progress_.step, config_.parallel.check_replicas)) check_replicas();
     interval.steps += 1;
     interval.seconds += seconds_since(begin);
 
@@ -209,8 +212,17 @@ void Trainer::evaluate_if_due() {
             result.loss, perplexity, result.targets);
 }
 
+/// Copies that have drifted apart are neither trained on nor saved.
+void Trainer::check_replicas() {
+  if (config_.parallel.check_replicas == 0 || checked_step_ == progress_.step) return;
+  stepper_.wait_for_weights();
+  gradus::check_replicas(model_);
+  checked_step_ = progress_.step;
+}
+
 void Trainer::save() {
   if (saved_step_ == progress_.step) return;
+  check_replicas();
   const SaveResult result = save_run(run_, progress_, config_, *data_.tokenizer, model_);
   saved_step_ = progress_.step;
   if (!first_rank()) return;

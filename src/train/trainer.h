@@ -51,6 +51,7 @@ class Trainer {
   void log_step(const StepState& state, Interval& interval);
   void handle_nonfinite(const StepState& state);
   void evaluate_if_due();
+  void check_replicas();
   void save();
 
   StopSignals signals_;  // first: loading a checkpoint may take long
@@ -64,6 +65,7 @@ class Trainer {
   std::optional<MetricsFile> metrics_;
   RunProgress progress_;
   int64_t saved_step_ = -1;
+  int64_t checked_step_ = -1;   ///< that replicas were last compared after
   int64_t baseline_bytes_ = 0;  ///< resident before the arena was allocated
 };
 
