@@ -95,7 +95,7 @@ void Checkpoint::read(CheckpointUse use) {
   for (const auto& [name, record] : manifest.files) {
     const fs::path path = path_ / name;
     if (name == kModelFile || (name == kOptimizerFile && use == CheckpointUse::training)) {
-      check_record(name, record_of_file(path), manifest);
+      check_record(name, record_of_file(path, record.block_bytes), manifest);
       (name == kModelFile ? model_ : optimizer_) = SafetensorsFile::open(path);
     } else if (is_text(name)) {
       if (record.size > kMaxTextBytes) {

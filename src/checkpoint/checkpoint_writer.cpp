@@ -24,7 +24,8 @@ void create_folder(const fs::path& folder) {
 
 }  // namespace
 
-CheckpointWriter::CheckpointWriter(const fs::path& run, int64_t step) : step_(step) {
+CheckpointWriter::CheckpointWriter(const fs::path& run, int64_t step) {
+  manifest_.step = step;
   if (step < 0) throw CheckpointError("step {} cannot be saved: steps count from 0", step);
   const fs::path checkpoints = run / kCheckpointsName;
   create_folder(checkpoints);
@@ -40,6 +41,10 @@ CheckpointWriter::~CheckpointWriter() {
   if (!folder_.empty()) fs::remove_all(folder_, ignored);
 }
 
+void CheckpointWriter::add_tensors(std::string_view name, FileRecord record) {
+  manifest_.files[std::string(name)] = std::move(record);
+}
+
 void CheckpointWriter::add_file(const std::string& name, std::string_view bytes) {
   if (name.empty() || name.front() == '.' || name.find('/') != std::string::npos ||
       name == kManifestName) {
@@ -48,6 +53,7 @@ void CheckpointWriter::add_file(const std::string& name, std::string_view bytes)
   OutputFile file(folder_ / name, OutputFile::Open::create);
   file.write(0, bytes);
   file.finish();
+  manifest_.files[name] = record_of(bytes);
 }
 
 void CheckpointWriter::add_state(nlohmann::json state) {
@@ -63,7 +69,7 @@ void CheckpointWriter::add_state(nlohmann::json state) {
   for (const char* key : {"step", "format_version"}) {
     if (state.contains(key)) throw CheckpointError("{}: '{}' is reserved", kStateFile, key);
   }
-  state["step"] = step_;
+  state["step"] = manifest_.step;
   state["format_version"] = kCheckpointFormatVersion;
   try {
     add_file(std::string(kStateFile), state.dump(2) + "\n");
@@ -76,18 +82,15 @@ SaveResult CheckpointWriter::commit(int64_t keep) {
   if (keep < 1) throw CheckpointError("at least 1 checkpoint must be kept, not {}", keep);
   SaveResult result;
   result.path = destination_;
-  Manifest manifest;
-  manifest.step = step_;
   try {
-    for (const fs::directory_entry& file : fs::directory_iterator(folder_)) {
-      FileRecord record = record_of_file(file.path());
+    for (const auto& [name, record] : manifest_.files) {
       result.bytes += record.size;
-      manifest.files[file.path().filename().string()] = std::move(record);
+      check_record(name, record_of_file(folder_ / name, record.block_bytes), manifest_);
     }
-  } catch (const fs::filesystem_error& error) {
-    throw IoError("{}: cannot list folder: {}", folder_.string(), error.code().message());
+  } catch (const CheckpointError& error) {
+    throw CheckpointError("{}: right after it was written: {}", folder_.string(), error.what());
   }
-  const std::string text = to_text(manifest);
+  const std::string text = to_text(manifest_);
   result.bytes += static_cast<int64_t>(text.size());
   OutputFile file(folder_ / kManifestName, OutputFile::Open::create);
   file.write(0, text);
@@ -95,16 +98,18 @@ SaveResult CheckpointWriter::commit(int64_t keep) {
   sync_folder(folder_);
   move_into_place(folder_, destination_);
   folder_.clear();
-  remove_old_checkpoints(destination_.parent_path(), step_, keep, result.removed, result.warnings);
+  remove_old_checkpoints(destination_.parent_path(), manifest_.step, keep, result.removed,
+                         result.warnings);
   return result;
 }
 
 SaveResult save_checkpoint(const fs::path& run, const CheckpointContents& contents, int64_t keep) {
   CheckpointWriter writer(run, contents.step);
-  write_safetensors(writer.folder() / kModelFile, contents.model);
-  if (!contents.optimizer.empty()) {
-    write_safetensors(writer.folder() / kOptimizerFile, contents.optimizer);
-  }
+  const auto write = [&](std::string_view name, const std::vector<NamedTensor>& tensors) {
+    writer.add_tensors(name, write_safetensors(writer.folder() / name, tensors));
+  };
+  write(kModelFile, contents.model);
+  if (!contents.optimizer.empty()) write(kOptimizerFile, contents.optimizer);
   writer.add_state(contents.state);
   for (const auto& [name, bytes] : contents.files) writer.add_file(name, bytes);
   return writer.commit(keep);

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/manifest.h"
 #include "checkpoint/tensor_piece.h"
 
 namespace gradus {
@@ -27,9 +28,9 @@ struct SaveResult {
 
 /// Writes a checkpoint into a hidden folder beside its final place. Until commit() nothing looks
 /// like a checkpoint, and a failure or destruction removes the folder and leaves earlier
-/// checkpoints untouched. With several ranks one holds the writer and creates the tensor files in
-/// folder() with SafetensorsWriter::create, the others join them; it commits when all have
-/// finished. Throws IoError (path and the system's reason), CheckpointError.
+/// checkpoints untouched. With several ranks one holds the writer, all write the tensor files in
+/// folder() (SafetensorsWriter), and it commits when all have finished. Throws IoError (path and
+/// the system's reason), CheckpointError.
 class CheckpointWriter {
  public:
   /// Creates RUN/checkpoints at need and removes what killed processes left in it.
@@ -39,19 +40,21 @@ class CheckpointWriter {
   ~CheckpointWriter();
 
   const std::filesystem::path& folder() const { return folder_; }
+  /// A file of tensors in folder(), and what was to be written to it.
+  void add_tensors(std::string_view name, FileRecord record);
   /// Writes a small file and puts it on stable storage.
   void add_file(const std::string& name, std::string_view bytes);
   /// state.json: a JSON object; `step` and `format_version` are added. Numbers that JSON does not
   /// have (NaN, infinities) are refused: use step_state_to_json and the like.
   void add_state(nlohmann::json state);
-  /// Lists every file of the folder, with its checksum, in the manifest; makes all of it durable;
-  /// moves the folder into place; removes checkpoints beyond the newest `keep`.
+  /// Compares every file with what was to be written to it, and lists that in the manifest; makes
+  /// all of it durable; moves the folder into place; removes checkpoints beyond the newest `keep`.
   SaveResult commit(int64_t keep);
 
  private:
   std::filesystem::path destination_;
   std::filesystem::path folder_;  ///< empty once committed
-  int64_t step_;
+  Manifest manifest_;             ///< from memory, never from what a disk gives back
 };
 
 /// What one process saves by itself. Tensors are views; they are not copied.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -10,24 +11,39 @@
 
 namespace gradus {
 
-inline constexpr int64_t kCheckpointFormatVersion = 1;
+inline constexpr int64_t kCheckpointFormatVersion = 2;
 inline constexpr std::string_view kManifestName = "manifest.json";
 
 /// Size and content of a file.
 struct FileRecord {
   int64_t size = 0;
-  std::string xxh3_128;  ///< hexadecimal, as `xxhsum -H2` prints it
+  std::string xxh3_128;     ///< hexadecimal, as `xxhsum -H2` prints it
+  int64_t block_bytes = 0;  ///< 0: the checksum is of the file; else of its blocks' checksums
 
   bool operator==(const FileRecord&) const = default;
 };
 
 FileRecord record_of(std::string_view bytes);
+
+/// XXH3-128 of a block of a file.
+struct BlockHash {
+  uint64_t high = 0;
+  uint64_t low = 0;
+
+  bool operator==(const BlockHash&) const = default;
+};
+BlockHash hash_of_block(std::string_view bytes);
+/// From the hashes of a file's blocks (the last may be shorter), by whomever they were made:
+/// XXH3-128 of their hexadecimal digits, in lower case, a line each.
+FileRecord record_of_blocks(int64_t size, int64_t block_bytes, std::span<const BlockHash> blocks);
+
 /// Reads the file once, through a small buffer. Throws IoError.
-FileRecord record_of_file(const std::filesystem::path& path);
+FileRecord record_of_file(const std::filesystem::path& path, int64_t block_bytes = 0);
 
 /// The list of a checkpoint's files, by which a torn or altered one is known. Its text ends with
 /// its own checksum.
 struct Manifest {
+  int64_t version = kCheckpointFormatVersion;
   int64_t step = 0;
   std::map<std::string, FileRecord> files;  ///< by name within the folder, the manifest's excepted
 };

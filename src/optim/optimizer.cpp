@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "kernels/elementwise.h"
 #include "kernels/optimizer.h"
+#include "parallel/communicator.h"
 
 namespace gradus {
 
@@ -122,6 +123,15 @@ void Optimizer::measure_largest(Executor& x) {
   }
 }
 
+/// Every rank has decided the step from sums of its own, whose last bits follow the processor: of
+/// gradients that replicas all have, of partials, of the loss that tp ranks all compute, of the
+/// rate's cosine. What one rank decided holds for all, or their copies of the weights would drift
+/// apart.
+void Optimizer::adopt_first_ranks_state(Executor& x) {
+  Communicator* const world = parallel_ == nullptr ? nullptr : parallel_->world;
+  if (world != nullptr && world->size() > 1) world->broadcast(x, state_, 0).wait(x);
+}
+
 void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
   sum_norm(x);
   if (parallel_ != nullptr && parallel_->world != nullptr && parallel_->world->size() > 1) {
@@ -137,6 +147,7 @@ void Optimizer::step(Executor& x, double lr, const ConstTensor& loss) {
                .lr = lr,
                .adamw = adamw,
                .range = largest_finite(parameters_.precision().master)});
+  adopt_first_ranks_state(x);
   for (size_t b = 0; b < buckets_.size(); ++b) {
     const Bucket& bucket = parameters_.buckets()[b];
     const BucketState& state = buckets_[b];

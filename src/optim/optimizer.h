@@ -72,6 +72,7 @@ class Optimizer {
   };
   void sum_norm(Executor& x);
   void measure_largest(Executor& x);
+  void adopt_first_ranks_state(Executor& x);
   Tensor whole(const Parameter& parameter, Kind kind) const;
   Tensor shard_of(size_t bucket, Kind kind) const;
 

@@ -86,6 +86,7 @@ struct ParallelConfig {
   int64_t cp = 1;
   bool sequence = false;
   int64_t zero = 1;
+  int64_t check_replicas = 100;
 
   bool operator==(const ParallelConfig&) const = default;
 };

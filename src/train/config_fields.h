@@ -125,6 +125,9 @@ inline constexpr auto kFields<ParallelConfig> = std::tuple{
           "What data-parallel ranks divide among them (arXiv:1910.02054): 0 nothing, 1 optimizer "
           "state, 2 also gradients, 3 also weights. 3 is not part of this build; none has an "
           "effect at dp 1."},
+    Field{"check_replicas", &ParallelConfig::check_replicas, at_least(0),
+          "Steps between comparisons of what several ranks hold copies of, which end the run where "
+          "copies differ; also at the start and before each checkpoint. 0: never."},
 };
 
 template <>

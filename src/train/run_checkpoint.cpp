@@ -5,12 +5,10 @@
 #include <utility>
 
 #include "checkpoint/checkpoint_state.h"
-#include "checkpoint/safetensors_writer.h"
 #include "core/error.h"
 #include "kernels/elementwise.h"
-#include "parallel/gather_values.h"
-#include "parallel/together.h"
 #include "train/first_nonfinite.h"
+#include "train/save_together.h"
 
 namespace gradus {
 namespace {
@@ -58,87 +56,6 @@ NamedTensor named(const std::string& prefix, const TrainingModel& model, const P
 
 TensorDestination destination(const Moment& of, const TrainingModel& model, const ParamSpec& spec) {
   return {of.prefix + spec.name, spec.shape, pieces_here(model, spec, of.kind), of.elements};
-}
-
-/// The first rank's text, on every rank.
-std::string broadcast_text(Executor& x, Communicator& world, std::string text) {
-  int32_t size = static_cast<int32_t>(text.size());
-  world.broadcast(x, Tensor(&size, DType::i32, Device::cpu, {1}), 0).wait(x);
-  text.resize(static_cast<size_t>(size));
-  world.broadcast(x, Tensor(text.data(), DType::u8, Device::cpu, {size}), 0).wait(x);
-  return text;
-}
-
-void write_pieces(SafetensorsWriter& file, const std::vector<NamedTensor>& tensors) {
-  for (const NamedTensor& tensor : tensors) {
-    for (const ConstTensorPiece& piece : tensor.pieces) file.write(tensor.name, piece);
-  }
-  file.finish(SafetensorsWriter::Coverage::slices);
-}
-
-/// Elements that nobody wrote would be zeros in a checkpoint whose checksums are right.
-void require_whole(Executor& x, Communicator& world, const SafetensorsWriter& model,
-                   const SafetensorsWriter& optimizer) {
-  struct Written {
-    int64_t model;
-    int64_t optimizer;
-  };
-  Written all{0, 0};
-  for (const Written& each :
-       gather_values(x, world, Written{model.numel_written(), optimizer.numel_written()})) {
-    all.model += each.model;
-    all.optimizer += each.optimizer;
-  }
-  if (all.model == model.numel_declared() && all.optimizer == optimizer.numel_declared()) return;
-  throw CheckpointError(
-      "the ranks together wrote {} of {} elements of {} and {} of {} of {}; the checkpoint is not "
-      "kept",
-      all.model, model.numel_declared(), kModelFile, all.optimizer, optimizer.numel_declared(),
-      kOptimizerFile);
-}
-
-std::vector<TensorDeclaration> declarations(const std::vector<NamedTensor>& tensors) {
-  std::vector<TensorDeclaration> out;
-  for (const NamedTensor& tensor : tensors)
-    out.push_back({tensor.name, tensor.dtype, tensor.shape});
-  return out;
-}
-
-/// The first rank makes the folder and its files, every rank writes its pieces, the first commits.
-/// What one rank cannot write is given up by all, with the same IoError.
-SaveResult save_together(const std::filesystem::path& run, const CheckpointContents& contents,
-                         int64_t keep, Executor& x, Communicator& world) {
-  const bool first = world.rank() == 0;
-  const auto weights = declarations(contents.model);
-  const auto moments = declarations(contents.optimizer);
-  std::optional<CheckpointWriter> writer;  // of the first rank
-  std::optional<SafetensorsWriter> model_file;
-  std::optional<SafetensorsWriter> optimizer_file;
-  together(x, world, [&] {
-    if (!first) return;
-    writer.emplace(run, contents.step);
-    model_file.emplace(SafetensorsWriter::create(writer->folder() / kModelFile, weights));
-    optimizer_file.emplace(SafetensorsWriter::create(writer->folder() / kOptimizerFile, moments));
-  });
-  const std::filesystem::path folder =
-      broadcast_text(x, world, first ? writer->folder().string() : "");
-  together(x, world, [&] {
-    if (!first) {
-      model_file.emplace(SafetensorsWriter::join(folder / kModelFile, weights));
-      optimizer_file.emplace(SafetensorsWriter::join(folder / kOptimizerFile, moments));
-    }
-    write_pieces(*model_file, contents.model);
-    write_pieces(*optimizer_file, contents.optimizer);
-  });
-  require_whole(x, world, *model_file, *optimizer_file);
-  SaveResult result;
-  together(x, world, [&] {
-    if (!first) return;
-    for (const auto& [name, bytes] : contents.files) writer->add_file(name, bytes);
-    writer->add_state(contents.state);
-    result = writer->commit(keep);
-  });
-  return result;
 }
 
 /// Settings that decide what the tensors are: they cannot change within a run.

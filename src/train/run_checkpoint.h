@@ -17,8 +17,8 @@ namespace gradus {
 
 /// Saves a training run into RUN/checkpoints: logical weights (the master weights where there are
 /// any), moments, StepState, progress, what its data is, the resolved configuration and the
-/// tokenizer. All ranks of the run call this together; each writes its parts, and the first one's
-/// result says what was saved.
+/// tokenizer. All ranks of the run call this together (save_together); the first one's result says
+/// what was saved.
 SaveResult save_run(const std::filesystem::path& run, const RunProgress& progress,
                     const Config& config, const Tokenizer& tokenizer, const DataIdentity& data,
                     TrainingModel& model);

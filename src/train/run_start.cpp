@@ -1,10 +1,12 @@
 #include "train/run_start.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <random>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -84,10 +86,45 @@ Checkpoint start_or_go_on(const Config& config, std::vector<std::string>& refuse
 constexpr int kAttempts = 20;
 constexpr std::chrono::milliseconds kBetweenAttempts{100};
 
+constexpr std::string_view kMarkPrefix = ".shared-";
+
+/// A number that no earlier run can have left.
+uint64_t draw_mark() {
+  std::random_device system;
+  return (static_cast<uint64_t>(system()) << 32) | system();
+}
+
+std::filesystem::path mark_path(const std::filesystem::path& run, uint64_t mark) {
+  return run / fmt::format("{}{:016x}", kMarkPrefix, mark);
+}
+
+/// Leaves a file in run.dir for the other ranks to see, and removes those of killed processes.
+void leave_mark(const std::filesystem::path& run, uint64_t mark) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(run, ignored)) {
+    if (entry.path().filename().string().starts_with(kMarkPrefix)) {
+      std::filesystem::remove(entry.path(), ignored);
+    }
+  }
+  AtomicFile(mark_path(run, mark)).publish();
+}
+
 /// Opening a folder makes the client of a network file system ask the server what is in it.
 void list_afresh(const std::filesystem::path& folder) {
   std::error_code ignored;
   std::filesystem::directory_iterator(folder.empty() ? "." : folder, ignored);
+}
+
+bool sees(const std::filesystem::path& run, uint64_t mark) {
+  // A network file system may remember for a while that a file or a folder was not there.
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    std::error_code ignored;
+    if (std::filesystem::exists(mark_path(run, mark), ignored)) return true;
+    list_afresh(run.parent_path());
+    list_afresh(run);
+    std::this_thread::sleep_for(kBetweenAttempts);
+  }
+  return false;
 }
 
 }  // namespace
@@ -201,18 +238,26 @@ void write_resolved_config(const Config& config) {
   file.publish();
 }
 
-void refuse_folder_of_its_own(const Config& config) {
+void refuse_folders_apart(Executor& x, Communicator& world, const Config& config) {
   const std::filesystem::path run = config.run.dir;
-  // A network file system may remember for a while that the folder was not there.
-  for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    if (std::filesystem::exists(run)) return;
-    list_afresh(run.parent_path());
-    list_afresh(run);
-    std::this_thread::sleep_for(kBetweenAttempts);
+  const bool first = world.rank() == 0;
+  uint64_t mark = first ? draw_mark() : 0;
+  if (first) leave_mark(run, mark);
+  world.broadcast(x, Tensor(&mark, DType::u8, Device::cpu, {sizeof(mark)}), 0).wait(x);
+  const std::vector<char> seen = gather_values(x, world, sees(run, mark) ? 'y' : 'n');
+  if (first) {
+    std::error_code ignored;  // the next start removes it
+    std::filesystem::remove(mark_path(run, mark), ignored);
   }
+  std::vector<int64_t> apart;
+  for (size_t rank = 0; rank < seen.size(); ++rank) {
+    if (seen[rank] == 'n') apart.push_back(static_cast<int64_t>(rank));
+  }
+  if (apart.empty()) return;
   throw IoError(
-      "run.dir {} is not the folder that rank 0 has made: it must be one that all ranks share",
-      run.string());
+      "run.dir {} of rank{} {} is not the folder that rank 0 has made: it must be one that all "
+      "ranks share",
+      run.string(), apart.size() == 1 ? "" : "s", fmt::join(apart, ", "));
 }
 
 }  // namespace gradus

@@ -45,8 +45,9 @@ void make_run_folder(const Config& config);
 /// Writes run.dir/config.yaml. Throws IoError.
 void write_resolved_config(const Config& config);
 
-/// Every rank writes its part of each checkpoint into the folder that another has just made:
-/// throws IoError where this rank does not see it.
-void refuse_folder_of_its_own(const Config& config);
+/// Every rank writes its part of each checkpoint into the first rank's run.dir. Throws IoError, on
+/// every rank, where some rank sees another folder under that name, whatever earlier runs have left
+/// there. Collective over world, behind the first rank's make_run_folder.
+void refuse_folders_apart(Executor& x, Communicator& world, const Config& config);
 
 }  // namespace gradus

@@ -51,6 +51,7 @@ class TrafficTable {
       add("world", "targets, reads", Collective::all_reduce, 1, BatchReads::kSums * sizeof(double));
       add("world", "largest weight and moments", Collective::all_reduce, 1,
           static_cast<int64_t>(Largest::count) * static_cast<int64_t>(sizeof(double)));
+      add("world", "decision on the step", Collective::broadcast, 1, sizeof(StepState));
     }
     return rows_;
   }

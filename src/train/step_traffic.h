@@ -11,7 +11,7 @@ namespace gradus {
 
 /// What one rank communicates in one optimizer step, for one purpose.
 struct StepTraffic {
-  std::string group;  ///< "tp", "dp", "pp" or "embedding"
+  std::string group;  ///< "tp", "dp", "pp", "embedding" or "world"
   std::string purpose;
   Collective collective = Collective::all_reduce;
   int64_t calls = 0;
@@ -21,7 +21,8 @@ struct StepTraffic {
   double sent = 0.0;
 };
 
-/// Every collective of a step but for the agreement on stopping (4 bytes over all ranks), from
+/// Every collective of a step but for the agreement on stopping (4 bytes over all ranks) and the
+/// comparison of replicas now and then, from
 /// formulas (arXiv:1909.08053 section 3, arXiv:2205.05198 section 4.2, arXiv:1910.02054 section 7);
 /// what the run's communicators count is equal to it. Groups of one rank say nothing and are left
 /// out.

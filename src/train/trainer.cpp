@@ -7,10 +7,12 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/checkpoint_folder.h"
 #include "core/counted.h"
 #include "core/error.h"
 #include "kernels/implementation.h"
 #include "optim/schedule.h"
+#include "train/replica_check.h"
 #include "train/run_start.h"
 
 namespace gradus {
@@ -80,6 +82,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
   }
   first_step_ = progress_.step;
   saver_.emplace(run_, config_, data_, model_, log_, saved_step);
+  check_replicas();
   log_start();
 }
 
@@ -155,9 +158,13 @@ Trainer::Outcome Trainer::run() {
     log_.info("already trained to step {}; raise train.steps to go on", progress_.step);
     return end(Outcome::finished);
   }
-  if (first_rank()) make_run_folder(config_);
-  meet();
-  refuse_folder_of_its_own(config_);
+  if (first_rank()) {
+    make_run_folder(config_);
+    remove_leftovers(run_ / kCheckpointsName);
+  }
+  if (Communicator* const world = model_.parallel().world; world != nullptr) {
+    refuse_folders_apart(model_.executor(), *world, config_);
+  }
   const RunProgress start = progress_;
   evaluate_if_due();  // what a signal left undone
   signals_.training_begins();
@@ -174,6 +181,7 @@ Trainer::Outcome Trainer::run() {
     const Asked asked =
         asked_of_any();  // weights of other replicas may still be on their way before it
     const bool stop = asked.stop && !last;
+    if (due(progress_.step, config_.parallel.check_replicas)) check_replicas();
     interval.steps += 1;
     interval.seconds += seconds_since(begin);
 
@@ -281,6 +289,14 @@ void Trainer::evaluate_if_due() {
             shown(result.loss), shown(perplexity), counted(result.targets, "token"));
 }
 
+/// Copies that have drifted apart are neither trained on nor saved.
+void Trainer::check_replicas() {
+  if (config_.parallel.check_replicas == 0 || checked_step_ == progress_.step) return;
+  stepper_.wait_for_weights();
+  gradus::check_replicas(model_);
+  checked_step_ = progress_.step;
+}
+
 StepState Trainer::step(double lr) {
   data_.verification->check();
   try {
@@ -313,6 +329,7 @@ void Trainer::require_verified_data() {
 void Trainer::save(Saving saving, const std::string& occasion) {
   if (saver_->saved_step() == progress_.step) return;
   require_verified_data();
+  check_replicas();
   if (saving == Saving::last) {
     saver_->save_or_throw(progress_, occasion);
   } else {

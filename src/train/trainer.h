@@ -72,6 +72,7 @@ class Trainer {
   StepState step(double lr);
   void say_refused_products();
   void evaluate_if_due();
+  void check_replicas();
   void require_verified_data();
   void save_before(const UnusableBatch& reason);
   void save(Saving saving, const std::string& occasion = "");
@@ -94,6 +95,7 @@ class Trainer {
   int64_t first_step_ = 0;              ///< that this process made, less one
   bool data_verified_ = false;          ///< all of it, on all ranks
   bool said_refused_products_ = false;
+  int64_t checked_step_ = -1;   ///< that replicas were last compared after
   int64_t baseline_bytes_ = 0;  ///< resident before the arena was allocated
 };
 

@@ -131,8 +131,17 @@ TEST_F(CheckpointFaults, ManifestsOfOtherKindsAreRefused) {
   EXPECT_THAT(refusal_of(head + R"(1,"step":5,"step":6})"), HasSubstr("names 'step' twice"));
   EXPECT_THAT(refusal_of("{\"a\":" + std::string(200'000, '[')), HasSubstr("nested too deeply"));
   EXPECT_THAT(refusal_of(std::string(size_t{2} << 20, ' ')), HasSubstr("expected at most 1048576"));
-  EXPECT_THAT(refusal_of(R"({"format":"gradus checkpoint","version":2,"changed":true})"),
-              HasSubstr("format version 2 is newer than this program's 1"));
+  EXPECT_THAT(refusal_of(R"({"format":"gradus checkpoint","version":3,"changed":true})"),
+              HasSubstr("format version 3 is newer than this program's 2"));
+  for (const int64_t block_bytes : {-1, 1, 4095}) {
+    Manifest blocks;
+    blocks.files["model.safetensors"] = {1, "", block_bytes};
+    std::string text = to_text(blocks);
+    if (block_bytes < 0) text.insert(text.find("\"size\""), "\"block_bytes\": -1, ");
+    EXPECT_THAT(
+        refusal_of(text),
+        HasSubstr(fmt::format("in blocks of {} bytes, expected 4096 at least", block_bytes)));
+  }
   Manifest outside;
   outside.files["../../secret"] = record_of("");
   EXPECT_THAT(refusal_of(to_text(outside)), HasSubstr("not a file of the folder"));
@@ -272,6 +281,24 @@ TEST_F(CheckpointFaults, ANewerVersionsCheckpointIsNotPassedOver) {
   test::rewrite_file(step(2) / kManifestName, manifest.dump(2) + "\n");
   EXPECT_EQ(find_latest(run(), refused_)->step(), 1);
   EXPECT_THAT(refused_, ElementsAre(HasSubstr("version 99 is newer")));
+}
+
+/// Its checksums are of whole files.
+TEST_F(CheckpointFaults, CheckpointsOfVersion1AreReadAndCheckedAsTheyWere) {
+  ExampleRun saved(5);
+  saved.save(run(), 1);
+  Manifest first = read_manifest(step(5));
+  first.version = 1;
+  for (auto& [name, record] : first.files) record = record_of_file(step(5) / name);
+  EXPECT_THAT(to_text(first), testing::Not(HasSubstr("block_bytes")));
+  test::rewrite_file(step(5) / kManifestName, to_text(first));
+  ExampleRun loaded(0);
+  loaded.load(Checkpoint::open(step(5)));
+  EXPECT_EQ(loaded, saved);
+  std::string bytes = test::read_file(step(5) / kModelFile);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  test::rewrite_file(step(5) / kModelFile, bytes);
+  EXPECT_THAT(refusal(step(5)), HasSubstr("model.safetensors was altered or torn"));
 }
 
 TEST_F(CheckpointFaults, TheNewestWholeOneIsUsedAndTheOthersAreNamed) {

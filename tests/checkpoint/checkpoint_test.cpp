@@ -64,7 +64,8 @@ TEST_F(CheckpointTest, ComesBackAsItWasSaved) {
   const Checkpoint checkpoint = Checkpoint::open(result.path);
   EXPECT_EQ(checkpoint.step(), 500);
   EXPECT_EQ(checkpoint.state(),
-            (nlohmann::json{{"samples", 6000}, {"step", 500}, {"format_version", 1}}));
+            (nlohmann::json{
+                {"samples", 6000}, {"step", 500}, {"format_version", kCheckpointFormatVersion}}));
   EXPECT_EQ(checkpoint.file("config.yaml"), "seed: 1\n");
   EXPECT_TRUE(checkpoint.has_file("tokenizer.json"));
   EXPECT_THAT(error_of([&] { checkpoint.file("missing.txt"); }), HasSubstr("no missing.txt"));
@@ -203,29 +204,16 @@ TEST_F(CheckpointTest, RefusesNamesOutsideOfItsFolder) {
   }
 }
 
-/// What several ranks do: one holds the writer, all write slices, then it commits.
-TEST_F(CheckpointTest, RanksWriteOneCheckpointTogether) {
-  ExampleRun state(9);
-  const Tensor w = ExampleRun::view(state.weights);
-  const std::vector<TensorDeclaration> declared = {{"w", DType::fp32, {3, 4}}};
+/// What is on disk must be what was to be written, or the checkpoint is not kept.
+TEST_F(CheckpointTest, AFileOtherThanItsRecordIsNotCommitted) {
+  ExampleRun(1).save(run(), 3);
   CheckpointWriter writer(run(), 9);
-  SafetensorsWriter rank0 = SafetensorsWriter::create(writer.folder() / kModelFile, declared);
-  SafetensorsWriter rank1 = SafetensorsWriter::join(writer.folder() / kModelFile, declared);
-  rank1.write("w", ConstTensorPiece::box({0, 2}, w.slice(1, 2, 2)));
-  rank0.write("w", ConstTensorPiece::box({0, 0}, w.slice(1, 0, 2)));
-  rank0.finish(SafetensorsWriter::Coverage::slices);
-  rank1.finish(SafetensorsWriter::Coverage::slices);
-  EXPECT_EQ(find_latest(run(), refused_), std::nullopt) << "nothing is there before the commit";
   writer.add_state({});
-  writer.commit(3);
-
-  const Checkpoint checkpoint = Checkpoint::open(step(9));
-  EXPECT_EQ(checkpoint.optimizer(), nullptr);
-  std::vector<float> loaded(12);
-  checkpoint.load(
-      std::vector<TensorDestination>{{"w", {3, 4}, {TensorPiece::whole(ExampleRun::view(loaded))}}},
-      {});
-  EXPECT_EQ(loaded, state.weights);
+  test::write_file(writer.folder() / kModelFile, "not what was meant");
+  writer.add_tensors(kModelFile, record_of("what was meant, all"));
+  EXPECT_THAT(error_of([&] { writer.commit(1); }),
+              HasSubstr("right after it was written: model.safetensors was altered or torn"));
+  EXPECT_THAT(list_step_folders(checkpoints()), ElementsAre(step(1)));
 }
 
 TEST(Manifest, ChecksumsAreThoseOfXxhsum) {
@@ -233,6 +221,27 @@ TEST(Manifest, ChecksumsAreThoseOfXxhsum) {
   const test::TempDir dir;
   const std::string bytes(3'000'001, 'g');
   EXPECT_EQ(record_of_file(test::write_file(dir / "f", bytes)), record_of(bytes));
+}
+
+/// As `split -b 1M --filter='xxhsum -H2 | cut -c1-32' FILE | xxhsum -H2`.
+TEST(Manifest, AFileInBlocksHasTheChecksumOfItsBlocksChecksums) {
+  const test::TempDir dir;
+  constexpr int64_t kBlock = 4096;
+  for (const int64_t size : {0, 1, 4095, 4096, 4097, 3'000'001}) {
+    std::string bytes(static_cast<size_t>(size), 'g');
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * i >> 8);
+    std::string lines;
+    std::vector<BlockHash> hashes;
+    for (int64_t at = 0; at < size; at += kBlock) {
+      const std::string block = bytes.substr(static_cast<size_t>(at), kBlock);
+      lines += record_of(block).xxh3_128 + "\n";
+      hashes.push_back(hash_of_block(block));
+    }
+    const FileRecord expected{size, record_of(lines).xxh3_128, kBlock};
+    EXPECT_EQ(record_of_blocks(size, kBlock, hashes), expected) << size;
+    std::filesystem::remove(dir / "f");
+    EXPECT_EQ(record_of_file(test::write_file(dir / "f", bytes), kBlock), expected) << size;
+  }
 }
 
 }  // namespace

@@ -105,10 +105,10 @@ TEST(SafetensorsWriter, PiecesOfAllKindsInAnyOrderMakeOneTensor) {
   }
 }
 
-TEST(SafetensorsWriter, RunsBelowAndAboveTheBufferArriveInPlace) {
+TEST(SafetensorsWriter, RunsBelowAndAboveABlockArriveInPlace) {
   const test::TempDir dir;
   std::mt19937_64 rng(test::test_seed());
-  // 3 MiB: column pieces go through the buffer many times over, the row piece past it.
+  // 3 MiB: columns are many runs a block, the rows one of several blocks.
   RandomBytes whole(rng, {1024, 768}, DType::fp32);
   const Tensor t = whole.tensor();
   const std::vector<ConstTensorPiece> pieces = {
@@ -120,57 +120,52 @@ TEST(SafetensorsWriter, RunsBelowAndAboveTheBufferArriveInPlace) {
   EXPECT_EQ(bytes_of(SafetensorsFile::open(dir / "f"), "t"), whole.bytes());
 }
 
-TEST(SafetensorsWriter, RanksThatJoinWriteTheirSharesOfOneFile) {
+TEST(SafetensorsWriter, WritersOfDifferentBlocksMakeOneFile) {
   const test::TempDir dir;
   std::mt19937_64 rng(test::test_seed());
-  RandomBytes column_cut(rng, {6, 8}, DType::fp32);
-  RandomBytes flat_cut(rng, {5, 5}, DType::fp64);
-  const std::vector<TensorDeclaration> declared = {{"column_cut", DType::fp32, {6, 8}},
-                                                   {"flat_cut", DType::fp64, {5, 5}}};
-  SafetensorsWriter first = SafetensorsWriter::create(dir / "f", declared);
-  SafetensorsWriter second = SafetensorsWriter::join(dir / "f", declared);
-  const Tensor columns = column_cut.tensor();
-  const Tensor flat = flat_cut.tensor().reshape({-1});
-  second.write("flat_cut", ConstTensorPiece::range(13, flat.slice(0, 13, 12)));
-  first.write("column_cut", ConstTensorPiece::box({0, 0}, columns.slice(1, 0, 4)));
-  second.write("column_cut", ConstTensorPiece::box({0, 4}, columns.slice(1, 4, 4)));
-  first.write("flat_cut", ConstTensorPiece::range(0, flat.slice(0, 0, 13)));
-  EXPECT_EQ(first.numel_declared(), 6 * 8 + 5 * 5);
-  EXPECT_EQ(first.numel_written() + second.numel_written(), first.numel_declared());
-  first.finish(SafetensorsWriter::Coverage::slices);
-  second.finish(SafetensorsWriter::Coverage::slices);
-
-  const SafetensorsFile file = SafetensorsFile::open(dir / "f");
-  EXPECT_EQ(bytes_of(file, "column_cut"), column_cut.bytes());
-  EXPECT_EQ(bytes_of(file, "flat_cut"), flat_cut.bytes());
+  constexpr int64_t kBlock = 16;
+  RandomBytes cut(rng, {6, 8}, DType::fp32);
+  const std::vector<NamedTensor> tensors = {
+      {"cut", DType::fp32, {6, 8}, {ConstTensorPiece::whole(cut.tensor())}}};
+  const SafetensorsLayout layout(dir / "f", tensors);
+  const std::vector<FileRun> runs = layout.runs_of(tensors, true);
+  SafetensorsWriter::create(layout);
+  SafetensorsWriter odd(layout, kBlock);
+  SafetensorsWriter even(layout, kBlock);
+  std::vector<BlockHash> hashes;
+  for (int64_t block = 0; block < blocks_of(layout.size(), kBlock); ++block) {
+    SafetensorsWriter& writer = block % 2 == 0 ? even : odd;
+    hashes.push_back(writer.write(block, runs_within(runs, block * kBlock, (block + 1) * kBlock)));
+  }
+  odd.finish();
+  even.finish();
+  EXPECT_EQ(bytes_of(SafetensorsFile::open(dir / "f"), "cut"), cut.bytes());
+  EXPECT_EQ(record_of_blocks(layout.size(), kBlock, hashes), record_of_file(dir / "f", kBlock));
 }
 
-TEST(SafetensorsWriter, JoiningAFileOfOtherTensorsIsRefused) {
+TEST(SafetensorsWriter, ItsRecordIsThatOfTheFileInBlocks) {
   const test::TempDir dir;
-  const std::vector<TensorDeclaration> declared = {{"a", DType::fp32, {6, 8}}};
-  const SafetensorsWriter first = SafetensorsWriter::create(dir / "f", declared);
-  for (const TensorDeclaration& other :
-       {TensorDeclaration{"a", DType::fp32, {8, 6}}, TensorDeclaration{"b", DType::fp32, {6, 8}},
-        TensorDeclaration{"a", DType::i32, {6, 8}}}) {
-    EXPECT_THAT(error_of([&] {
-                  SafetensorsWriter::join(dir / "f", {&other, 1});
-                }),
-                HasSubstr("all ranks must declare the same"));
-  }
-  EXPECT_THROW(SafetensorsWriter::join(dir / "missing", declared), IoError);
+  std::mt19937_64 rng(test::test_seed());
+  // With the header before it, three blocks and a bit.
+  RandomBytes values(rng, {1024, 768}, DType::fp32);
+  const FileRecord record = write_safetensors(
+      dir / "f", std::vector<NamedTensor>{
+                     {"t", DType::fp32, {1024, 768}, {ConstTensorPiece::whole(values.tensor())}}});
+  EXPECT_EQ(record, record_of_file(dir / "f", kBlockBytes));
+  EXPECT_EQ(record.block_bytes, kBlockBytes);
 }
 
 TEST(SafetensorsWriter, RefusesDeclarationsThatTheFormatDoesNotHold) {
   const test::TempDir dir;
-  const auto create = [&](std::vector<TensorDeclaration> declared) {
-    std::filesystem::remove(dir / "f");
-    return error_of([&] { SafetensorsWriter::create(dir / "f", declared); });
+  const auto write = [&](const std::vector<NamedTensor>& tensors) {
+    return error_of([&] { write_safetensors(dir / "f", tensors); });
   };
-  EXPECT_THAT(create({{"a", DType::fp32, {1}}, {"a", DType::fp32, {1}}}),
+  EXPECT_THAT(write({{"a", DType::fp32, {1}, {}}, {"a", DType::fp32, {1}, {}}}),
               HasSubstr("'a' is declared twice"));
-  EXPECT_THAT(create({{"__metadata__", DType::fp32, {1}}}), HasSubstr("no tensor can be named"));
-  EXPECT_THAT(create({{"a", DType::fp32, {}}}), HasSubstr("'a' has no shape"));
-  EXPECT_THAT(create({{"\xff", DType::fp32, {1}}}), HasSubstr("not valid UTF-8"));
+  EXPECT_THAT(write({{"__metadata__", DType::fp32, {1}, {}}}), HasSubstr("no tensor can be named"));
+  EXPECT_THAT(write({{"a", DType::fp32, {}, {}}}), HasSubstr("'a' has no shape"));
+  EXPECT_THAT(write({{"\xff", DType::fp32, {1}, {}}}), HasSubstr("not valid UTF-8"));
+  EXPECT_FALSE(std::filesystem::exists(dir / "f"));
 }
 
 TEST(SafetensorsWriter, RefusesPiecesThatDoNotFit) {
@@ -178,43 +173,45 @@ TEST(SafetensorsWriter, RefusesPiecesThatDoNotFit) {
   std::mt19937_64 rng(test::test_seed());
   RandomBytes values(rng, {4, 4}, DType::fp32);
   RandomBytes other(rng, {4, 3}, DType::i32);
-  SafetensorsWriter writer = SafetensorsWriter::create(
-      dir / "f", std::vector<TensorDeclaration>{{"a", DType::fp32, {4, 3}}});
-  const auto write = [&](const char* name, const Tensor& data) {
-    return error_of([&] { writer.write(name, ConstTensorPiece::whole(data)); });
+  const auto write = [&](const Tensor& data) {
+    return error_of([&] {
+      write_safetensors(
+          dir / "f",
+          std::vector<NamedTensor>{{"a", DType::fp32, {4, 3}, {ConstTensorPiece::whole(data)}}});
+    });
   };
-  EXPECT_THAT(write("b", values.tensor()), HasSubstr("'b' was not declared"));
-  EXPECT_THAT(write("a", values.tensor()), HasSubstr("'a' fp32 (4, 3): a piece covers [0, 4)"));
-  EXPECT_THAT(write("a", other.tensor()), HasSubstr("a piece of it is i32"));
-  EXPECT_EQ(writer.numel_written(), 0);
+  EXPECT_THAT(write(values.tensor()), HasSubstr("'a' fp32 (4, 3): a piece covers [0, 4)"));
+  EXPECT_THAT(write(other.tensor()), HasSubstr("a piece of it is i32"));
+  EXPECT_FALSE(std::filesystem::exists(dir / "f"));
 }
 
-TEST(SafetensorsWriter, FinishFindsHolesAndOverlaps) {
+TEST(SafetensorsWriter, FindsHolesAndOverlaps) {
   const test::TempDir dir;
   std::mt19937_64 rng(test::test_seed());
   RandomBytes values(rng, {4, 4}, DType::fp32);
   const Tensor t = values.tensor();
-  const std::vector<TensorDeclaration> declared = {{"a", DType::fp32, {4, 4}}};
-  {
-    SafetensorsWriter writer = SafetensorsWriter::create(dir / "hole", declared);
-    writer.write("a", ConstTensorPiece::box({1, 0}, t.slice(0, 1, 3)));
-    EXPECT_THAT(error_of([&] { writer.finish(); }), HasSubstr("12 of its 16 elements"));
-  }
-  {
-    // As many elements as there are, and yet not each of them.
-    SafetensorsWriter writer = SafetensorsWriter::create(dir / "overlap", declared);
-    writer.write("a", ConstTensorPiece::box({2, 0}, t.slice(0, 2, 2)));
-    writer.write("a", ConstTensorPiece::box({1, 0}, t.slice(0, 1, 2)));
-    EXPECT_THAT(error_of([&] { writer.finish(SafetensorsWriter::Coverage::slices); }),
-                HasSubstr("element 8 was written twice"));
-  }
+  const auto write = [&](const std::vector<ConstTensorPiece>& pieces) {
+    std::filesystem::remove(dir / "f");
+    return error_of([&] {
+      write_safetensors(dir / "f", std::vector<NamedTensor>{{"a", DType::fp32, {4, 4}, pieces}});
+    });
+  };
+  EXPECT_THAT(write({ConstTensorPiece::box({1, 0}, t.slice(0, 1, 3))}),
+              HasSubstr("tensor 'a', element 0 was given by nobody"));
+  EXPECT_THAT(write({ConstTensorPiece::box({0, 0}, t.slice(0, 0, 3))}),
+              HasSubstr("tensor 'a', element 12 was given by nobody"));
+  // As many elements as there are, and yet not each of them.
+  EXPECT_THAT(write({ConstTensorPiece::box({2, 0}, t.slice(0, 2, 2)),
+                     ConstTensorPiece::box({1, 0}, t.slice(0, 1, 2)),
+                     ConstTensorPiece::box({0, 0}, t.slice(0, 0, 1))}),
+              HasSubstr("tensor 'a', element 8 was given twice"));
 }
 
 TEST(SafetensorsWriter, AnExistingFileIsNotOverwritten) {
   const test::TempDir dir;
   test::write_file(dir / "f", "precious");
   try {
-    SafetensorsWriter::create(dir / "f", {});
+    write_safetensors(dir / "f", {});
     FAIL();
   } catch (const IoError& error) {
     EXPECT_THAT(error.what(), HasSubstr((dir / "f").string() + ": cannot create: File exists"));

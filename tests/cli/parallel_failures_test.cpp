@@ -23,7 +23,17 @@ using test::GradusProcess;
 using test::ProcessResult;
 using testing::HasSubstr;
 
-class ParallelFailures : public ParallelRuns {};
+class ParallelFailures : public ParallelRuns {
+ protected:
+  static std::vector<std::string> hidden_names_in(const fs::path& folder) {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with(".")) names.push_back(name);
+    }
+    return names;
+  }
+};
 
 TEST_F(ParallelFailures, KillingOneRankEndsAll) {
   GradusProcess process = start(4, {"parallel.tp=2", "parallel.dp=2", "train.steps=100000"});
@@ -89,13 +99,36 @@ TEST_F(ParallelFailures, WhatCannotBeSavedIsGivenUpByAllAndTriedAgain) {
   }
 }
 
+/// Folders of the same name, which earlier runs have filled alike, on disks of their own.
+TEST_F(ParallelFailures, LeftOverRunFoldersThatTheRanksDoNotShareAreRefused) {
+  for (const fs::path& run : {run(), folder() / "elsewhere" / "run"}) {
+    fs::create_directories(run);
+    test::write_file(run / "config.yaml", "left by an earlier run");
+    test::write_file(run / ".shared-0123456789abcdef", "left by a killed one");
+  }
+  const auto begin = Clock::now();
+  const ProcessResult result =
+      train_apart("config.yaml", "../config.yaml data.train=[../data]", "elsewhere");
+  expect_one_error(result, seconds_since(begin),
+                   {"i/o error: run.dir run of rank 1 is not the folder that rank 0 has made"});
+  EXPECT_FALSE(fs::exists(run() / kCheckpointsName));
+  EXPECT_THAT(hidden_names_in(run()), testing::IsEmpty());
+}
+
+/// What a killed run has half written, the next one removes when it starts.
+TEST_F(ParallelFailures, PartialCheckpointsOfKilledRunsGoAtTheNextStart) {
+  fs::create_directories(run() / kCheckpointsName / ".step-00000030.partial-1");
+  ASSERT_EQ(train(2, {"train.steps=1"}).exit_code, 0);
+  EXPECT_THAT(hidden_names_in(run() / kCheckpointsName), testing::IsEmpty());
+}
+
 TEST_F(ParallelFailures, ARunFolderThatTheRanksDoNotShareIsRefused) {
   fs::create_directory(folder() / "elsewhere");
   const auto begin = Clock::now();
   const ProcessResult result =
       train_apart("config.yaml", "../config.yaml data.train=[../data]", "elsewhere");
   expect_one_error(result, seconds_since(begin),
-                   {"gradus: rank 1 of 2: i/o error: run.dir run is not the folder that rank 0"});
+                   {"i/o error: run.dir run of rank 1 is not the folder that rank 0 has made"});
 }
 
 TEST_F(ParallelFailures, RanksThatReadDifferentDataAreRefused) {

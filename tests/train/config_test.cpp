@@ -42,7 +42,7 @@ model:
 data: {train: [a, "b c"], val: [], tokenizer: auto, changed: allow}
 optim: {lr: 1e-3, min_lr: 0, schedule: wsd, decay_steps: 10}
 train: {global_batch: 36, threads: 2, precision: fp64, recompute: selective}
-parallel: {dp: 1, zero: 0}
+parallel: {dp: 1, zero: 0, check_replicas: 25}
 checkpoint: {resume: runs/old/checkpoint}
 eval: {tokens: 77}
 )");
@@ -66,6 +66,7 @@ eval: {tokens: 77}
   EXPECT_EQ(config.train.precision, PrecisionPreset::fp64);
   EXPECT_EQ(config.train.recompute, Recompute::selective);
   EXPECT_EQ(config.parallel.dp, 1);
+  EXPECT_EQ(config.parallel.check_replicas, 25);
   EXPECT_EQ(config.checkpoint.resume, (Resume{Resume::Mode::from_path, "runs/old/checkpoint"}));
   EXPECT_EQ(config.eval.tokens.count, 77);
   EXPECT_EQ(load("eval: {tokens: all}").eval.tokens, EvalTokens{});
@@ -262,6 +263,8 @@ const Misreading kOutOfRange[] = {
     {"train: {micro_batch: 0}", "1: train.micro_batch: found 0, expected an integer >= 1"},
     {"parallel: {tp: 0}", "1: parallel.tp: found 0, expected an integer >= 1"},
     {"parallel: {zero: 4}", "1: parallel.zero: found 4, expected an integer >= 0 and <= 3"},
+    {"parallel: {check_replicas: -1}",
+     "1: parallel.check_replicas: found -1, expected an integer >= 0"},
     {"checkpoint: {keep: 0}", "1: checkpoint.keep: found 0, expected an integer >= 1"},
     {"eval: {every: -1}", "1: eval.every: found -1, expected an integer >= 0"},
 };

@@ -67,7 +67,8 @@ Config drawn_config(std::mt19937_64& random) {
              .recompute = Recompute::full,
              .max_skipped_steps = size(11, 99),
              .threads = size(1, 99)};
-  c.parallel = {.tp = 8, .pp = 1, .dp = 1, .cp = 1, .sequence = true, .zero = 0};
+  c.parallel = {
+      .tp = 8, .pp = 1, .dp = 1, .cp = 1, .sequence = true, .zero = 0, .check_replicas = 7};
   c.checkpoint = {.every = 0, .keep = size(4, 9), .resume = {Resume::Mode::from_path, "auto"}};
   c.eval = {.every = 0, .tokens = {size(51, 99)}};
   c.log = {.every = size(11, 99)};
