@@ -33,6 +33,9 @@ int train(Bootstrap& bootstrap, const std::string& program, const ConfigArgument
   const Config config = arguments.load(bootstrap);
   if (!arguments.sets("run.dir")) refuse_copied_record(arguments.file, config);
   const std::shared_ptr<spdlog::logger> log = make_log(bootstrap);
+  if (!bootstrap.overlooked().empty()) {
+    log->warn("this is a run of one rank. {}", bootstrap.overlooked());
+  }
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   const std::string shortage = shortage_of_threads(bootstrap, x);
   if (!shortage.empty()) log.warn("{}", shortage);

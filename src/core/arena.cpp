@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/memory_limit.h"
 
 namespace gradus {
 namespace {
@@ -39,7 +40,7 @@ std::string fold_numbers(const std::string& name) {
   return out;
 }
 
-MemoryError too_large(const std::string& name, DType dtype, const Shape& shape) {
+MemoryError refusal(const std::string& name, DType dtype, const Shape& shape) {
   return MemoryError(
       "with tensor {} {} {} the run would take more bytes than 64 bits can count: make "
       "model.layers, model.channels, model.mlp_width, model.context, model.vocab_size, "
@@ -53,10 +54,10 @@ int64_t bytes_of(const std::string& name, DType dtype, const Shape& shape) {
   if (sizes.empty() || std::ranges::find(sizes, 0) != sizes.end()) return 0;
   int64_t bytes = size_of(dtype);
   for (const int64_t size : sizes) {
-    if (__builtin_mul_overflow(bytes, size, &bytes)) throw too_large(name, dtype, shape);
+    if (__builtin_mul_overflow(bytes, size, &bytes)) throw refusal(name, dtype, shape);
   }
   if (bytes > std::numeric_limits<int64_t>::max() - kAlignment) {
-    throw too_large(name, dtype, shape);
+    throw refusal(name, dtype, shape);
   }
   return align_up(bytes);
 }
@@ -89,7 +90,7 @@ void MemoryPlan::lay_out() {
   int64_t sum = 0;  // offsets stay below it
   for (const Entry& entry : entries_) {
     if (__builtin_add_overflow(sum, entry.bytes, &sum)) {
-      throw too_large(entry.name, entry.dtype, entry.shape);
+      throw refusal(entry.name, entry.dtype, entry.shape);
     }
   }
   int64_t end = 0;
@@ -194,21 +195,24 @@ Arena::Arena(std::unique_ptr<const MemoryPlan> plan, int64_t others) : plan_(std
     throw CudaError("this build has no CUDA backend; use device: cpu");
   }
   const int64_t needed = plan_->total_bytes();
-  const int64_t available = available_memory();
-  const auto refusal = [&](int64_t free) {
+  const auto refusal = [&](const MemoryLimit& limit) {
     return MemoryError(
-        "the run needs {} ({} bytes){} and {} are available. What it would hold:\n{}",
+        "the run needs {} ({} bytes){} and {} are available{}. What it would hold:\n{}",
         format_bytes(needed), needed,
         others > 0
             ? fmt::format(" on this rank, {} on the others of this machine,", format_bytes(others))
             : "",
-        free < 0 ? "fewer" : format_bytes(free), plan_->table());
+        limit.bytes < 0 ? "fewer" : format_bytes(limit.bytes),
+        limit.bytes < 0 ? "" : fmt::format(" under {}", limit.name), plan_->table());
   };
-  // Each rank sees the memory that all are after.
-  if (available >= 0 && needed > available - others) throw refusal(available);
+  // Each rank sees the memory that all are after, and has limits of its own.
+  const MemoryLimit shared = shared_memory_limit();
+  const MemoryLimit own = process_memory_limit();
+  if (own.bytes >= 0 && needed > own.bytes) throw refusal(own);
+  if (shared.bytes >= 0 && needed > shared.bytes - others) throw refusal(shared);
   void* memory = mmap(nullptr, static_cast<size_t>(std::max(needed, kAlignment)),
                       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw refusal(available);
+  if (memory == MAP_FAILED) throw refusal(own.bytes >= 0 ? own : shared);
   memory_ = static_cast<std::byte*>(memory);
   // Huge pages where the kernel has them: large matrices are then walked with few TLB misses.
   madvise(memory_, static_cast<size_t>(needed), MADV_HUGEPAGE);

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <string>
 
 #include "core/arena.h"
 #include "core/control_group.h"
 #include "core/error.h"
+#include "core/memory_limit.h"
 
 namespace gradus {
 namespace {
@@ -26,14 +28,34 @@ int64_t field_in_kib(const char* file, const std::string& name) {
   return -1;
 }
 
+MemoryLimit least(const MemoryLimit& a, const MemoryLimit& b) {
+  if (a.bytes < 0) return b;
+  return b.bytes < 0 || a.bytes <= b.bytes ? a : b;
+}
+
+/// Of a resource limit, what `used` in /proc/self/status leaves; -1 without a limit.
+int64_t headroom(decltype(RLIMIT_AS) resource, const char* used) {
+  rlimit limit{};
+  if (::getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return -1;
+  const auto bytes =
+      static_cast<int64_t>(std::min<rlim_t>(limit.rlim_cur, std::numeric_limits<int64_t>::max()));
+  return std::max<int64_t>(0,
+                           bytes - std::max<int64_t>(0, field_in_kib("/proc/self/status", used)));
+}
+
 }  // namespace
 
-int64_t available_memory() {
-  const int64_t machine = field_in_kib("/proc/meminfo", "MemAvailable:");
-  const int64_t group = control_group_headroom("/");
-  if (machine < 0) return group;
-  return group < 0 ? machine : std::min(machine, group);
+MemoryLimit shared_memory_limit() {
+  return least({field_in_kib("/proc/meminfo", "MemAvailable:"), "this machine's free memory"},
+               {control_group_headroom("/"), "the limit of the control group (container, job)"});
 }
+
+MemoryLimit process_memory_limit() {
+  return least({headroom(RLIMIT_AS, "VmSize:"), "the limit of address space (ulimit -v)"},
+               {headroom(RLIMIT_DATA, "VmData:"), "the limit of data (ulimit -d)"});
+}
+
+int64_t available_memory() { return least(shared_memory_limit(), process_memory_limit()).bytes; }
 
 int64_t resident_memory() { return field_in_kib("/proc/self/status", "VmRSS:"); }
 

@@ -65,6 +65,7 @@ std::string message_of(const std::exception& exception) {
 
 Bootstrap::Bootstrap(const BootstrapOptions& options) {
   const Launch launch = detect_launch(environment);
+  if (!launch.parallel()) overlooked_ = overlooked_ranks(environment);
   try {
     start(launch, options);
   } catch (const std::exception& error) {
@@ -113,6 +114,13 @@ void Bootstrap::divide_cores(bool bind) {
         "{} ranks share {} CPUs of this machine: one thread a rank, and they slow each "
         "other down",
         local_size_, own.size());
+  }
+  const std::string overlaps = rank_ == machine_ ? overlaps_of(allowed, machine_) : "";
+  if (!overlaps.empty()) {
+    spdlog::warn(
+        "core sets that the launcher gave to ranks of this machine overlap: {}: they slow each "
+        "other down; give all ranks the same set, or sets of their own",
+        overlaps);
   }
   if (!bind || cores_.cpus == own) return;
   set_affinity_of_thread(cores_.cpus);

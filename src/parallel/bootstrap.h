@@ -63,6 +63,9 @@ class Bootstrap final : public Job {
   /// time that its control group grants.
   int threads() const { return cores_.threads; }
 
+  /// See overlooked_ranks (parallel/bootstrap_launch.h).
+  const std::string& overlooked() const { return overlooked_; }
+
   /// Every rank's `mine`, by rank. Collective; for small things at start (addresses, ids).
   std::vector<std::string> exchange(std::string_view mine);
   /// The group of the ranks that give the same colour (>= 0), ordered by rank. Collective over the
@@ -88,6 +91,7 @@ class Bootstrap final : public Job {
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   int machine_ = 0;
   CoreShare cores_;
+  std::string overlooked_;
   bool finished_ = false;
   std::unique_ptr<MpiEngine> engine_;  ///< of several ranks only
 };

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 
 #include "core/error.h"
@@ -65,6 +66,23 @@ CoreShare share_cores(std::span<const CpuSet> allowed, int local_rank,
   }
   std::ranges::sort(share.cpus);
   return share;
+}
+
+std::string overlaps_of(std::span<const CpuSet> allowed, int first_rank) {
+  constexpr size_t kMost = 4;  // named; more say no more
+  std::vector<std::string> overlaps;
+  for (size_t a = 0; a < allowed.size(); ++a) {
+    for (size_t b = a + 1; b < allowed.size() && overlaps.size() < kMost; ++b) {
+      if (allowed[a] == allowed[b]) continue;
+      CpuSet common;
+      std::ranges::set_intersection(allowed[a], allowed[b], std::back_inserter(common));
+      if (common.empty()) continue;
+      overlaps.push_back(fmt::format("ranks {} and {} (CPUs {})",
+                                     static_cast<size_t>(first_rank) + a,
+                                     static_cast<size_t>(first_rank) + b, to_string(common)));
+    }
+  }
+  return fmt::format("{}", fmt::join(overlaps, ", "));
 }
 
 CpuSet affinity_of_thread() {

@@ -26,6 +26,11 @@ struct CoreShare {
 CoreShare share_cores(std::span<const CpuSet> allowed, int local_rank,
                       const std::map<int, int>& core_of);
 
+/// Of the sets that a launcher gave: "ranks 0 and 1 (CPUs 1)" for each two that are not the same
+/// and yet have CPUs in common, which share_cores leaves them to; empty when there are none.
+/// first_rank: the number of the first.
+std::string overlaps_of(std::span<const CpuSet> allowed, int first_rank);
+
 /// CPUs that the calling thread may run on.
 CpuSet affinity_of_thread();
 /// Binds the calling thread, and threads it makes from now on. Throws IoError.

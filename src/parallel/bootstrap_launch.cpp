@@ -1,7 +1,11 @@
 #include "parallel/bootstrap_launch.h"
 
+#include <fmt/format.h>
+
+#include <array>
 #include <charconv>
 #include <cstring>
+#include <string_view>
 
 #include "core/error.h"
 
@@ -40,6 +44,40 @@ Launch detect_launch(const std::function<const char*(const char*)>& environment)
   }
   if (set("PMIX_RANK")) {
     return {"a PMIx launcher", std::nullopt, integer(environment, "PMIX_RANK")};
+  }
+  return {};
+}
+
+std::string overlooked_ranks(const std::function<const char*(const char*)>& environment) {
+  struct Convention {
+    const char* size;
+    const char* rank;  ///< set for each process; null: of an allocation, for all of them
+    const char* who;
+  };
+  constexpr std::array kConventions = {
+      Convention{"WORLD_SIZE", "RANK", "as torchrun sets them"},
+      Convention{"FLUX_JOB_SIZE", "FLUX_TASK_RANK", "as flux run sets them"},
+      Convention{"PALS_SIZE", "PALS_RANKID", "as PALS sets them"},
+      Convention{"SLURM_NTASKS", nullptr, "the tasks of a Slurm allocation"},
+  };
+  const auto text = [&](const char* name) -> std::string_view {
+    const char* value = name == nullptr ? nullptr : environment(name);
+    return value == nullptr ? "" : value;
+  };
+  for (const Convention& convention : kConventions) {
+    const std::string_view size = text(convention.size);
+    int ranks = 0;
+    std::from_chars(size.data(), size.data() + size.size(), ranks);
+    if (ranks < 2) continue;
+    if (convention.rank == nullptr) {
+      return fmt::format("{}={} is set, {}: start them with srun or mpirun -np {}", convention.size,
+                         ranks, convention.who, ranks);
+    }
+    if (text(convention.rank).empty()) continue;
+    return fmt::format(
+        "{}={} and {}={} are set, {}, which gradus does not learn its ranks from: start it with "
+        "mpirun -np {} or srun",
+        convention.size, ranks, convention.rank, text(convention.rank), convention.who, ranks);
   }
   return {};
 }

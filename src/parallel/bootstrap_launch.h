@@ -20,4 +20,8 @@ struct Launch {
 /// script is a plain start; a task of srun is not.
 Launch detect_launch(const std::function<const char*(const char*)>& environment);
 
+/// For a plain start: what in the environment speaks of several ranks all the same, as torchrun and
+/// other launchers that MPI knows nothing of leave it, and what to do; empty when nothing does.
+std::string overlooked_ranks(const std::function<const char*(const char*)>& environment);
+
 }  // namespace gradus

@@ -66,13 +66,15 @@ void MpiControl::handle(int source, const Message& message) {
       const MpiRankStatus status = status_of_(message.group_id);
       reply.kind = Kind::status_reply;
       reply.collectives = status.collectives;
+      reply.waits = status.waits ? 1 : 0;
       const size_t length = std::min(status.doing.size(), sizeof(reply.doing) - 1);
       std::memcpy(reply.doing, status.doing.data(), length);
       send(source, reply);
       break;
     }
     case Kind::status_reply:
-      replies_[static_cast<size_t>(source)] = MpiRankStatus{message.collectives, message.doing};
+      replies_[static_cast<size_t>(source)] =
+          MpiRankStatus{message.collectives, message.waits != 0, message.doing};
       break;
     case Kind::claim:
       reply.kind = Kind::claim_reply;

@@ -16,6 +16,7 @@ namespace gradus {
 /// Where a rank stands, as told to a rank that waits for it.
 struct MpiRankStatus {
   int64_t collectives = 0;  ///< that it has called in the group asked about
+  bool waits = false;       ///< for other ranks
   std::string doing;        ///< "waits in all_gather 4 of group tp (…)"
 };
 
@@ -51,7 +52,8 @@ class MpiControl {
     int32_t group_id = 0;
     int64_t collectives = 0;
     int32_t granted = 0;
-    char doing[228] = "";
+    int32_t waits = 0;
+    char doing[224] = "";
   };
   struct Outgoing {
     Message message;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,7 +25,8 @@
 namespace gradus {
 
 struct MpiEngineOptions {
-  /// An operation without progress for longer is taken for stuck.
+  /// An operation without progress for longer is taken for stuck; for half as long, where some rank
+  /// does not even answer.
   double timeout_s = 600.0;
   /// See BootstrapOptions.
   bool late = false;
@@ -108,7 +110,9 @@ class MpiEngine final : public CompletionSource {
     uint32_t slot = 0;
     int staging = -1;  ///< index into staging_, or none
     Trace::Clock::time_point begin;
+    MpiOperation::Clock::time_point asked;  ///< when the others were last asked; never: 0
   };
+  using RankAnswer = std::optional<MpiRankStatus>;  ///< nullopt: none came
   enum class Urgency { after_operations, at_once };
 
   // The calling threads' side.
@@ -130,8 +134,9 @@ class MpiEngine final : public CompletionSource {
   void look_around();
   void check_watchdog();
   void check_peers();
-  bool all_answer(const MpiGroup& group);
-  [[noreturn]] void give_up(const MpiOperation& operation);
+  std::map<int, RankAnswer> ask_all(const MpiGroup& group);
+  [[noreturn]] void give_up(const MpiOperation& operation, std::chrono::duration<double> still,
+                            const std::map<int, RankAnswer>& answers);
   MpiRankStatus status_of(int32_t group_id) const;
   void fail(const std::string& message) noexcept;
   void await_abort();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <set>
 #include <utility>
 
 #include "core/error.h"
@@ -29,6 +30,10 @@ constexpr std::chrono::seconds kSuspension{2};
 constexpr std::chrono::milliseconds kLauncherPatience{1000};
 // How long the calling thread may take to hear of a failure.
 constexpr std::chrono::seconds kCallerPatience{3};
+// Of the timeout: without progress for so long, ranks are asked whether they are there at all.
+constexpr double kSilenceShare = 0.5;
+// Ranks that the stuck operation does not wait for itself, of which so many are named at most.
+constexpr size_t kMostBeyond = 8;
 // How long other ranks may take over an answer; they look every kIdleInterval.
 constexpr std::chrono::milliseconds kAnswerPatience{2000};
 
@@ -243,6 +248,7 @@ bool MpiEngine::start_operations() {
     active.slot = index;
     active.staging = -1;
     active.begin = Trace::Clock::now();
+    active.asked = {};
     std::byte* staging = nullptr;
     if (needs_staging) {
       active.staging = free_staging_.back();
@@ -258,13 +264,13 @@ bool MpiEngine::start_operations() {
 
 bool MpiEngine::progress_operations() {
   bool moved = false;
-  size_t kept = 0;
-  for (size_t i = 0; i < active_.size(); ++i) {
+  // active_ is whole at any time: an operation that fails leaves it as it is then, and others may
+  // still ask what this rank does.
+  for (size_t i = 0; i < active_.size();) {
     Active& active = *active_[i];
     moved = active.operation.progress() || moved;
     if (!active.operation.finished()) {
-      if (kept != i) std::swap(active_[kept], active_[i]);
-      ++kept;
+      ++i;
       continue;
     }
     moved = true;
@@ -278,8 +284,8 @@ bool MpiEngine::progress_operations() {
     state.store(State::done, std::memory_order_release);
     state.notify_all();
     pool_.push_back(std::move(active_[i]));
+    active_.erase(active_.begin() + static_cast<std::ptrdiff_t>(i));
   }
-  active_.resize(kept);
   return moved;
 }
 
@@ -327,63 +333,71 @@ void MpiEngine::check_watchdog() {
   const Clock::time_point now = Clock::now();
   const std::chrono::duration<double> timeout(options_.timeout_s);
   for (const std::unique_ptr<Active>& active : active_) {
-    MpiOperation& operation = active->operation;
-    if (now - operation.last_progress() <= timeout) continue;
-    if (operation.spec().watched || !all_answer(operation.group())) give_up(operation);
-    operation.restart_clock();
+    const MpiOperation& operation = active->operation;
+    const Clock::time_point since = operation.last_progress();
+    if (now - std::max(since, active->asked) <= timeout * kSilenceShare) continue;
+    const std::map<int, RankAnswer> answers = ask_all(operation.group());
+    const bool late = operation.spec().watched && now - since > timeout;
+    const bool silence =
+        std::ranges::any_of(answers, [](const auto& answer) { return !answer.second.has_value(); });
+    if (late || silence) give_up(operation, now - since, answers);
+    active->asked = Clock::now();
   }
 }
 
-/// Whether every member's communication thread still runs.
-bool MpiEngine::all_answer(const MpiGroup& group) {
+/// All other ranks of the job, members of the group or not: a partner may wait for a third.
+std::map<int, MpiEngine::RankAnswer> MpiEngine::ask_all(const MpiGroup& group) {
   std::vector<int> others;
-  for (const int rank : group.world_ranks) {
+  for (int rank = 0; rank < size_; ++rank) {
     if (rank != rank_) others.push_back(rank);
   }
-  return std::ranges::all_of(control_->ask(others, group.id, kAnswerPatience),
-                             [](const auto& answer) { return answer.has_value(); });
+  const std::vector<RankAnswer> statuses = control_->ask(others, group.id, kAnswerPatience);
+  std::map<int, RankAnswer> answers;
+  for (size_t i = 0; i < others.size(); ++i) answers[others[i]] = statuses[i];
+  return answers;
 }
 
-void MpiEngine::give_up(const MpiOperation& operation) {
+void MpiEngine::give_up(const MpiOperation& operation, std::chrono::duration<double> still,
+                        const std::map<int, RankAnswer>& answers) {
   const MpiGroup& group = operation.group();
   const MpiOperationSpec& spec = operation.spec();
   const bool exchange = spec.collective == Collective::exchange;
   // Every member has to come to a collective; only the partners to an exchange.
-  std::vector<int> asked;
+  std::set<int> involved(group.world_ranks.begin(), group.world_ranks.end());
   if (exchange) {
+    involved.clear();
     for (const int peer : operation.awaited_peers()) {
-      asked.push_back(group.world_ranks[static_cast<size_t>(peer)]);
-    }
-  } else {
-    for (const int rank : group.world_ranks) {
-      if (rank != rank_) asked.push_back(rank);
+      involved.insert(group.world_ranks[static_cast<size_t>(peer)]);
     }
   }
-  const std::vector<std::optional<MpiRankStatus>> statuses =
-      control_->ask(asked, group.id, kAnswerPatience);
-  std::vector<int> arrived{rank_};
+  std::set<int> arrived{rank_};
   std::string others;
-  for (size_t i = 0; i < asked.size(); ++i) {
-    if (!statuses[i].has_value()) {
-      others += fmt::format("\n  rank {} does not answer: it is stopped or gone", asked[i]);
+  size_t beyond = 0;
+  for (const auto& [rank, status] : answers) {
+    const bool here = involved.contains(rank);
+    if (!here && ((status.has_value() && status->waits) || ++beyond > kMostBeyond)) continue;
+    if (!status.has_value()) {
+      others += fmt::format("\n  rank {} does not answer: it is stopped or gone", rank);
+    } else if (!here) {
+      others += fmt::format("\n  rank {} waits for nobody: it {}", rank, status->doing);
     } else if (exchange) {
-      others += fmt::format("\n  rank {}, its partner, {}", asked[i], statuses[i]->doing);
-    } else if (statuses[i]->collectives > spec.sequence) {
-      arrived.push_back(asked[i]);
+      others += fmt::format("\n  rank {}, its partner, {}", rank, status->doing);
+    } else if (status->collectives > spec.sequence) {
+      arrived.insert(rank);
     } else {
-      others += fmt::format("\n  rank {} has not called it: it {}", asked[i], statuses[i]->doing);
+      others += fmt::format("\n  rank {} has not called it: it {}", rank, status->doing);
     }
   }
-  std::ranges::sort(arrived);
   if (!exchange) {
     others = fmt::format("\n  called by rank{} {}", arrived.size() == 1 ? "" : "s",
                          fmt::join(arrived, " ")) +
              others;
   }
   throw MpiError(
-      "{} is stuck: no progress for {:g} s on rank {}.{}\n  If a rank is only slow, "
-      "raise GRADUS_COMMUNICATION_TIMEOUT (seconds).",
-      describe(spec, group), options_.timeout_s, rank_, others);
+      "{} is stuck: no progress for {:.1f} s on rank {}.{}\n  If a rank is only slow, "
+      "raise GRADUS_COMMUNICATION_TIMEOUT (seconds; now {:g}, and half of it for ranks that do not "
+      "answer).",
+      describe(spec, group), still.count(), rank_, others, options_.timeout_s);
 }
 
 MpiRankStatus MpiEngine::status_of(int32_t group_id) const {
@@ -393,6 +407,7 @@ MpiRankStatus MpiEngine::status_of(int32_t group_id) const {
   }
   if (!active_.empty()) {
     const MpiOperation& oldest = active_.front()->operation;
+    status.waits = true;
     status.doing = fmt::format("waits in {}", describe(oldest.spec(), oldest.group()));
   } else if (last_group_ != nullptr) {
     status.doing = fmt::format("is not communicating; its last call was {}",

@@ -1,13 +1,19 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "core/arena.h"
+#include "core/error.h"
+#include "core/memory_limit.h"
 
 namespace gradus {
 namespace {
@@ -58,6 +64,49 @@ TEST(SystemMemory, ResidentFollowsWhatIsTouchedAndPeakKeepsIt) {
   munmap(memory, kBytes);
   EXPECT_LT(resident_memory(), during - kBytes + 8 * kMiB);
   EXPECT_GE(peak_resident_memory(), during - 8 * kMiB);
+}
+
+/// Sets a soft limit of this process and takes it back.
+class SoftLimit {
+ public:
+  SoftLimit(decltype(RLIMIT_AS) resource, int64_t bytes) : resource_(resource) {
+    ::getrlimit(resource_, &before_);
+    const rlimit limit{static_cast<rlim_t>(bytes), before_.rlim_max};
+    EXPECT_EQ(::setrlimit(resource_, &limit), 0);
+  }
+  ~SoftLimit() { ::setrlimit(resource_, &before_); }
+  SoftLimit(const SoftLimit&) = delete;
+  SoftLimit& operator=(const SoftLimit&) = delete;
+
+ private:
+  decltype(RLIMIT_AS) resource_;
+  rlimit before_{};
+};
+
+TEST(SystemMemory, TheLimitThatBindsIsNamed) {
+  const auto refusal = [] {
+    auto plan = std::make_unique<MemoryPlan>(Device::cpu);
+    plan->declare("x", DType::u8, {4096 * kMiB}, Lifetime::persistent());
+    plan->lay_out();
+    std::string message;
+    try {
+      const Arena arena(std::move(plan));
+    } catch (const MemoryError& error) {
+      message = error.what();
+    }
+    return message;
+  };
+  {
+    const SoftLimit limit(RLIMIT_AS, 4096 * kMiB);
+    EXPECT_GT(process_memory_limit().bytes, 0);
+    EXPECT_LT(process_memory_limit().bytes, 4096 * kMiB) << "less what is used";
+    EXPECT_LE(available_memory(), process_memory_limit().bytes);
+    EXPECT_THAT(refusal(), testing::HasSubstr("under the limit of address space (ulimit -v)"));
+  }
+  {
+    const SoftLimit limit(RLIMIT_DATA, 4000 * kMiB);
+    EXPECT_THAT(refusal(), testing::HasSubstr("under the limit of data (ulimit -d)"));
+  }
 }
 
 }  // namespace

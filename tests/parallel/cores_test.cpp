@@ -80,5 +80,12 @@ TEST(Cores, AffinityIsReadAndSet) {
   EXPECT_EQ(affinity_of_thread(), all);
 }
 
+TEST(Cores, SetsThatOverlapAreSaid) {
+  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1}, {0, 1}, {2}}, 0), "");
+  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1}, {1, 2}, {3}}, 4), "ranks 4 and 5 (CPUs 1)");
+  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1, 2}, {1, 2}, {2}}, 0),
+            "ranks 0 and 1 (CPUs 1,2), ranks 0 and 2 (CPUs 2), ranks 1 and 2 (CPUs 2)");
+}
+
 }  // namespace
 }  // namespace gradus

@@ -53,5 +53,27 @@ TEST(Launch, NonsenseIsRefused) {
   EXPECT_THROW(detect({{"PMI_SIZE", "-1"}}), MpiError);
 }
 
+TEST(Launch, RanksThatAPlainStartOverlooksAreSaid) {
+  const auto overlooked = [](const std::map<std::string, std::string>& variables) {
+    return overlooked_ranks([&](const char* name) -> const char* {
+      const auto found = variables.find(name);
+      return found == variables.end() ? nullptr : found->second.c_str();
+    });
+  };
+  EXPECT_EQ(
+      overlooked({{"WORLD_SIZE", "2"}, {"RANK", "1"}}),
+      "WORLD_SIZE=2 and RANK=1 are set, as torchrun sets them, which gradus does not learn its "
+      "ranks from: start it with mpirun -np 2 or srun");
+  EXPECT_EQ(
+      overlooked({{"SLURM_NTASKS", "8"}}),
+      "SLURM_NTASKS=8 is set, the tasks of a Slurm allocation: start them with srun or mpirun "
+      "-np 8");
+  EXPECT_NE(overlooked({{"FLUX_JOB_SIZE", "4"}, {"FLUX_TASK_RANK", "0"}}), "");
+  EXPECT_EQ(overlooked({}), "");
+  EXPECT_EQ(overlooked({{"WORLD_SIZE", "1"}, {"RANK", "0"}, {"SLURM_NTASKS", "1"}}), "");
+  EXPECT_EQ(overlooked({{"WORLD_SIZE", "many"}, {"RANK", "0"}}), "");
+  EXPECT_EQ(overlooked({{"WORLD_SIZE", "4"}}), "") << "nothing says that there are processes";
+}
+
 }  // namespace
 }  // namespace gradus
