@@ -38,7 +38,7 @@ int train(Bootstrap& bootstrap, const std::string& program, const ConfigArgument
   }
   Executor x(Device::cpu, static_cast<int>(config.train.threads.value_or(bootstrap.threads())));
   const std::string shortage = shortage_of_threads(bootstrap, x);
-  if (!shortage.empty()) log.warn("{}", shortage);
+  if (!shortage.empty()) log->warn("{}", shortage);
   Mesh mesh(bootstrap, mesh_of(config.parallel, bootstrap.size()));
   Parallelism parallel(mesh, parallelism_options(config.parallel));
   Trainer trainer({.config = config,
