@@ -30,11 +30,13 @@ void require_possible(const StepState& state, int64_t step, const Fields& fields
           fmt::format("{}, the steps that were attempted and not applied", step - state.applied));
   require(state.skipped_in_row >= 0 && state.skipped_in_row <= state.skipped, "skipped_in_row",
           fmt::format("an integer of 0 … {}", state.skipped));
-  require(state.nonfinite == (state.skipped_in_row > 0 ? 1 : 0), "nonfinite",
-          state.skipped_in_row > 0 ? "1, as a step was skipped last" : "0");
-  const bool skipped = state.nonfinite != 0;
-  require(skipped || std::isfinite(state.loss), "loss", "a finite number");
-  require(skipped || (std::isfinite(state.grad_norm) && state.grad_norm >= 0.0), "grad_norm",
+  const bool applied = state.nonfinite == static_cast<int32_t>(StepFault::none);
+  const bool known = applied || state.nonfinite == static_cast<int32_t>(StepFault::nonfinite) ||
+                     state.nonfinite == static_cast<int32_t>(StepFault::overflow);
+  require(known && applied == (state.skipped_in_row == 0), "nonfinite",
+          state.skipped_in_row > 0 ? "1 or 2, as a step was skipped last" : "0");
+  require(!applied || std::isfinite(state.loss), "loss", "a finite number");
+  require(!applied || (std::isfinite(state.grad_norm) && state.grad_norm >= 0.0), "grad_norm",
           "a finite number of 0 or more");
   require(std::isfinite(state.lr) && state.lr >= 0.0f, "lr", "a finite number of 0 or more");
   // Another factor belongs to fp16, which is not part of this build.
