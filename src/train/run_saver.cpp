@@ -54,7 +54,6 @@ void RunSaver::write(const RunProgress& progress) {
       save_run(run_, progress, config_, *data_.tokenizer, data_.identity(), model_);
   saved_step_ = progress.step;
   failed_.reset();
-  postponed_ = false;
   if (result.path.empty()) return;  // another rank has it
   log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));
   for (const std::string& warning : result.warnings) log_.warn("{}", warning);
@@ -67,6 +66,7 @@ void RunSaver::save(const RunProgress& progress) {
     postponed_ = true;
     return;
   }
+  postponed_ = false;
   try {
     write(progress);
   } catch (const IoError& error) {
