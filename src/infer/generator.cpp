@@ -6,6 +6,7 @@
 #include "checkpoint/checkpoint_state.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "core/error.h"
+#include "kernels/elementwise.h"
 #include "model/gpt_parameters.h"
 #include "train/precision_preset.h"
 
@@ -26,6 +27,23 @@ std::vector<TensorDestination> expected_weights(const Parameters& parameters) {
   std::vector<TensorDestination> weights;
   for (const ParamSpec& spec : parameters.table()) weights.push_back({spec.name, spec.shape, {}});
   return weights;
+}
+
+}  // namespace
+
+namespace {
+
+/// A sampler takes -∞ for a token that must not be drawn; of a model it is an overflow.
+void require_finite(Executor& x, const ConstTensor& logits) {
+  if (all_finite(x, logits)) return;
+  for (int64_t i = 0; i < logits.numel(); ++i) {
+    const ConstTensor one = logits.slice(0, i, 1);
+    if (all_finite(x, one)) continue;
+    throw NumericError(
+        "the logit of token {} is not finite: the model has blown up; generate from an earlier "
+        "checkpoint",
+        i);
+  }
 }
 
 }  // namespace
@@ -112,6 +130,7 @@ void Generator::generate(std::vector<int32_t> prompt, int64_t tokens, Sampler& s
     seen = text.size();
     // The model may have been given more rows than the tokenizer has tokens (model.vocab_size).
     const int64_t known = std::min(logits.numel(), tokenizer_->vocab_size());
+    require_finite(x_, logits);
     const int32_t next = sampler.sample(logits.slice(0, 0, known));
     emit(tokenizer_->decode(std::span(&next, 1)));
     text.push_back(next);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 #include "core/rng.h"
@@ -33,7 +34,7 @@ int32_t Sampler::sample(const ConstTensor& logits) {
   for (int64_t i = 0; i < logits.numel(); ++i) {
     const double logit =
         logits.dtype() == DType::fp64 ? logits.as<double>()[i] : logits.as<float>()[i];
-    if (!std::isfinite(logit)) {
+    if (std::isnan(logit) || logit == std::numeric_limits<double>::infinity()) {
       throw NumericError(
           "the logit of token {} is {}: the model has blown up; generate from an earlier "
           "checkpoint",

@@ -30,15 +30,24 @@ class GptDecoder::Overlay final : public TensorVisitor {
   TensorVisitor* visitor_;
 };
 
-GptDecoder::GptDecoder(const Gpt::Options& options, TensorParallel& tp)
-    : sizes_(gpt_sizes(options, tp)), options_(options), tp_(tp) {
-  if (options.B != 1 || options.keep != Keep::nothing) {
-    throw ShapeError("a decoder works on one sequence and keeps nothing for backward");
-  }
+namespace {
+
+/// Before sizes are divided among ranks.
+const Gpt::Options& require_one_rank(const Gpt::Options& options, const TensorParallel& tp) {
   if (tp.size() != 1) {
     throw ShapeError(
         "a decoder works on one rank, tp has {}: its logits are of the whole vocabulary",
         tp.size());
+  }
+  return options;
+}
+
+}  // namespace
+
+GptDecoder::GptDecoder(const Gpt::Options& options, TensorParallel& tp)
+    : sizes_(gpt_sizes(require_one_rank(options, tp), tp)), options_(options), tp_(tp) {
+  if (options.B != 1 || options.keep != Keep::nothing) {
+    throw ShapeError("a decoder works on one sequence and keeps nothing for backward");
   }
 }
 

@@ -98,10 +98,10 @@ TEST_F(Threads, WaitMicrosecondsUnlessTheUserSaysOtherwise) {
 
 TEST_F(Threads, WaitMicrosecondsOnEveryRank) {
   if (test::mpirun().empty()) GTEST_SKIP() << "this build has no MPI";
-  const ProcessResult result =
-      command("OMP_DISPLAY_ENV=verbose", fmt::format("{} -np 2 {} bench step config.yaml --steps 1 "
-                                                     "--warmup 0 model.vocab_size=300",
-                                                     test::mpirun(), test::gradus_binary()));
+  const ProcessResult result = command(
+      "OMP_DISPLAY_ENV=verbose", fmt::format("{} -np 2 {} bench step config.yaml --steps 1 "
+                                             "--warmup 0 model.vocab_size=300 train.micro_batch=2",
+                                             test::mpirun(), test::gradus_binary()));
   EXPECT_EQ(result.exit_code, 0) << result.text();
   size_t ranks = 0;
   for (size_t at = 0; (at = result.text().find("GOMP_SPINCOUNT = '1000'", at)) != std::string::npos;
@@ -120,7 +120,8 @@ TEST_F(Threads, StartingAgainKeepsArgumentsNameAndWayOfStarting) {
                     "gradus 'no-such command'")
                 .text(),
             usage);
-  EXPECT_THAT(gradus("", "train config.yaml 'run.dir=a  b' ''").text(), HasSubstr("a  b"));
+  EXPECT_THAT(gradus("", "train config.yaml 'a  b' ''").text(), HasSubstr("found 'a  b'"));
+  EXPECT_THAT(gradus("", "train config.yaml ''").text(), HasSubstr("found ''"));
 }
 
 TEST_F(Threads, TheDynamicLoaderAsStarterIsLeftAloneAndSaid) {

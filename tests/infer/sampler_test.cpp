@@ -180,11 +180,11 @@ TEST(Sampler, ForbiddenTokensAreNeverDrawn) {
   EXPECT_EQ(drawn({.temperature = 0.0}, {-kInfinity, -5.0}), (std::set<int32_t>{1}));
 }
 
-TEST(Sampler, WhatIsNotFiniteIsRefusedByName) {
+TEST(Sampler, NotANumberAndInfinityAreRefusedByName) {
   for (const double temperature : {0.0, 1.0}) {
     Sampler sampler({.temperature = temperature});
-    for (const auto& [bad, name] : {std::pair(std::nan(""), "not a number"),
-                                    std::pair(kInfinity, "inf"), std::pair(-kInfinity, "-inf")}) {
+    for (const auto& [bad, name] :
+         {std::pair(std::nan(""), "not a number"), std::pair(kInfinity, "inf")}) {
       EXPECT_THAT(
           [&] {
             sampler.sample(logits({1.0, 2.0, bad, 3.0}));
