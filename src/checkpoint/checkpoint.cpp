@@ -34,26 +34,36 @@ bool was_removed(const fs::path& folder) {
          (fs::is_directory(folder, error) && is_absent(folder / kManifestName));
 }
 
-/// The newest whole one of `folders` (newest first). Only damage makes it turn to an older one.
-/// Throws when none is whole.
-Checkpoint newest_whole(const fs::path& checkpoints, const std::vector<fs::path>& folders,
-                        std::vector<std::string>& refused, CheckpointUse use) {
-  std::vector<std::string> reasons;
-  for (const fs::path& folder : folders) {
-    try {
-      Checkpoint checkpoint = Checkpoint::open(folder, use);
-      refused.insert(refused.end(), reasons.begin(), reasons.end());
-      return checkpoint;
-    } catch (const UnknownFormat&) {
-      throw;
-    } catch (const CheckpointError& error) {
-      reasons.push_back(error.what());
+/// The newest whole one in RUN/checkpoints; nothing when there are none. A run that goes on beside
+/// this may remove what was listed: that is passed over, and where nothing is left of it, it has
+/// newer ones. Only damage makes it turn to an older one. Throws when there are some, and none is
+/// whole.
+std::optional<Checkpoint> newest_whole(const fs::path& checkpoints,
+                                       std::vector<std::string>& refused, CheckpointUse use) {
+  std::vector<fs::path> folders = list_step_folders(checkpoints);
+  while (!folders.empty()) {
+    std::vector<std::string> reasons;
+    for (const fs::path& folder : folders) {
+      try {
+        Checkpoint checkpoint = Checkpoint::open(folder, use);
+        refused.insert(refused.end(), reasons.begin(), reasons.end());
+        return checkpoint;
+      } catch (const UnknownFormat&) {
+        throw;
+      } catch (const CheckpointError& error) {
+        if (!is_absent(folder)) reasons.push_back(error.what());
+      }
     }
+    std::vector<fs::path> now = list_step_folders(checkpoints);
+    if (now == folders) {
+      throw CheckpointError(
+          "{}: none of its {} checkpoints is whole:\n  {}\nMove them away, or start afresh in "
+          "another folder",
+          checkpoints.string(), folders.size(), fmt::join(reasons, "\n  "));
+    }
+    folders = std::move(now);
   }
-  throw CheckpointError(
-      "{}: none of its {} checkpoints is whole:\n  {}\nMove them away, or start afresh in another "
-      "folder",
-      checkpoints.string(), folders.size(), fmt::join(reasons, "\n  "));
+  return std::nullopt;
 }
 
 }  // namespace
@@ -156,10 +166,7 @@ void Checkpoint::load_model(std::span<const TensorDestination> model) const {
 
 std::optional<Checkpoint> find_latest(const fs::path& run, std::vector<std::string>& refused,
                                       CheckpointUse use) {
-  const fs::path checkpoints = run / kCheckpointsName;
-  const std::vector<fs::path> folders = list_step_folders(checkpoints);
-  if (folders.empty()) return std::nullopt;
-  return newest_whole(checkpoints, folders, refused, use);
+  return newest_whole(run / kCheckpointsName, refused, use);
 }
 
 Checkpoint open_checkpoint(const fs::path& given, std::vector<std::string>& refused,
@@ -179,8 +186,7 @@ Checkpoint open_checkpoint(const fs::path& given, std::vector<std::string>& refu
     return Checkpoint::open(path, use);
   }
   for (const fs::path& checkpoints : {path / kCheckpointsName, path}) {
-    const std::vector<fs::path> folders = list_step_folders(checkpoints);
-    if (!folders.empty()) return newest_whole(checkpoints, folders, refused, use);
+    if (auto newest = newest_whole(checkpoints, refused, use)) return *std::move(newest);
   }
   throw CheckpointError("{}: holds no checkpoint: neither {} nor {}/{} nor {}", path.string(),
                         kManifestName, kCheckpointsName, step_folder_name(500),

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -309,6 +310,30 @@ TEST_F(CheckpointFaults, TheNewestWholeOneIsUsedAndTheOthersAreNamed) {
   ASSERT_EQ(refused_.size(), 2u);
   EXPECT_THAT(refused_[0], HasSubstr(step(4).string() + ": manifest.json is missing"));
   EXPECT_THAT(refused_[1], HasSubstr(step(3).string() + ": optimizer.safetensors has 100 bytes"));
+}
+
+/// A reader beside a run that saves and removes as fast as it can: what it listed goes under its
+/// hands, and it finds another.
+TEST_F(CheckpointFaults, AReaderFindsOneWhileARunRotatesThem) {
+  ExampleRun(1).save(run(), 1);
+  std::atomic<bool> stop = false;
+  std::thread writer([&] {
+    for (int64_t step = 2; !stop; ++step) ExampleRun(step).save(run(), 1);
+  });
+  int64_t last = 0;
+  for (int i = 0; i < 300; ++i) {
+    std::vector<std::string> refused;
+    try {
+      const Checkpoint checkpoint = open_checkpoint(run(), refused, CheckpointUse::inference);
+      EXPECT_GE(checkpoint.step(), last);
+      last = checkpoint.step();
+    } catch (const std::exception& error) {
+      ADD_FAILURE() << error.what();
+    }
+    EXPECT_THAT(refused, IsEmpty());
+  }
+  stop = true;
+  writer.join();
 }
 
 TEST_F(CheckpointFaults, RunsWithoutAWholeOneAreNotStartedAfresh) {
