@@ -97,7 +97,9 @@ TEST_P(Allocation, StepsAndEvaluationsAskForNothing) {
       const StepState state = tiny.stepper.run(train, sample, 1e-3);
       EXPECT_EQ(state.nonfinite, 0);
     }
-    EXPECT_GT(tiny.stepper.evaluate(val, 5).targets, 0);
+    EXPECT_GT(
+        tiny.stepper.evaluate(val, {5 * config.train.micro_batch * config.model.context}).targets,
+        0);
   };
   work(2);  // threads start, and matrix products choose their implementation
   const int64_t before = test::heap_calls();
