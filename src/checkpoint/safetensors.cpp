@@ -1,7 +1,6 @@
 #include "checkpoint/safetensors.h"
 
 #include <algorithm>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <tuple>
@@ -107,20 +106,19 @@ int64_t SafetensorsEntry::numel() const {
 }
 
 SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
-  SafetensorsFile file{MappedFile(path)};
+  SafetensorsFile file{InputFile(path)};
   file.parse_header();
   return file;
 }
 
 void SafetensorsFile::parse_header() {
   const std::string path = this->path().string();
-  const std::string_view all = file_.bytes();
-  const auto file_size = static_cast<int64_t>(all.size());
+  const int64_t file_size = file_.size();
   if (file_size < kSafetensorsPrefixBytes) {
     throw CheckpointError("{}: {} bytes are too few for a safetensors file", path, file_size);
   }
   uint64_t header_size = 0;
-  std::memcpy(&header_size, all.data(), sizeof header_size);
+  file_.read(0, std::span(reinterpret_cast<char*>(&header_size), sizeof header_size));
   if (header_size > static_cast<uint64_t>(kMaxSafetensorsHeaderBytes)) {
     throw CheckpointError("{}: a header of {} bytes is larger than the format's limit of {}", path,
                           header_size, kMaxSafetensorsHeaderBytes);
@@ -131,7 +129,9 @@ void SafetensorsFile::parse_header() {
                           header_size, file_size);
   }
 
-  const Json header = parse_header_text(all.substr(kSafetensorsPrefixBytes, header_size), path);
+  std::string text(header_size, '\0');
+  file_.read(kSafetensorsPrefixBytes, text);
+  const Json header = parse_header_text(text, path);
   for (const auto& [name, value] : header.items()) {
     if (name == kSafetensorsMetadataKey) {
       metadata_ = metadata_from(path, value);
@@ -172,9 +172,15 @@ const SafetensorsEntry* SafetensorsFile::find(std::string_view name) const {
   return found == index_.end() ? nullptr : &entries_[found->second];
 }
 
-std::span<const std::byte> SafetensorsFile::bytes(const SafetensorsEntry& entry) const {
-  return std::as_bytes(std::span(file_.bytes()))
-      .subspan(static_cast<size_t>(entry.begin), static_cast<size_t>(entry.end - entry.begin));
+void SafetensorsFile::read(const SafetensorsEntry& entry, int64_t offset,
+                           std::span<std::byte> out) const {
+  file_.read(entry.begin + offset, std::span(reinterpret_cast<char*>(out.data()), out.size()));
+}
+
+std::vector<std::byte> SafetensorsFile::bytes(const SafetensorsEntry& entry) const {
+  std::vector<std::byte> all(static_cast<size_t>(entry.end - entry.begin));
+  read(entry, 0, all);
+  return all;
 }
 
 ConstTensor SafetensorsFile::tensor(std::string_view name) const {
@@ -194,11 +200,9 @@ ConstTensor SafetensorsFile::tensor(std::string_view name) const {
         fmt::format("byte {} of the file is not aligned to {}", entry->begin, entry->type->name));
   }
   const Shape shape = entry->shape.empty() ? Shape{1} : Shape(entry->shape);
-  return {bytes(*entry).data(), *entry->type->dtype, Device::cpu, shape, entry->name.c_str()};
-}
-
-void SafetensorsFile::drop_pages(const SafetensorsEntry& entry) const {
-  file_.drop_pages(static_cast<size_t>(entry.begin), static_cast<size_t>(entry.end - entry.begin));
+  const auto [kept, fresh] = kept_.try_emplace(entry->name);
+  if (fresh) kept->second = bytes(*entry);
+  return {kept->second.data(), *entry->type->dtype, Device::cpu, shape, entry->name.c_str()};
 }
 
 }  // namespace gradus

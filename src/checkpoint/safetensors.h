@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "checkpoint/safetensors_format.h"
-#include "core/mapped_file.h"
+#include "core/input_file.h"
 #include "core/tensor.h"
 
 namespace gradus {
@@ -27,9 +27,9 @@ struct SafetensorsEntry {
   int64_t numel() const;
 };
 
-/// A safetensors file, memory-mapped. Everything that the format demands of the header is checked
-/// when it is opened, so that views of its tensors cannot leave the file; the tensors' bytes are
-/// read when they are used.
+/// A safetensors file. Everything that the format demands of the header is checked when it is
+/// opened; the tensors' bytes are read when they are asked for, by calls, so that a file that is
+/// cut short meanwhile is an error.
 class SafetensorsFile {
  public:
   /// Throws IoError when the file cannot be read, CheckpointError (file, tensor, what was found and
@@ -43,22 +43,21 @@ class SafetensorsFile {
 
   /// Null when there is none of that name.
   const SafetensorsEntry* find(std::string_view name) const;
-  /// Valid as long as the file object. Not necessarily aligned to the element type.
-  std::span<const std::byte> bytes(const SafetensorsEntry& entry) const;
-  /// A view of the mapping, valid as long as the file object; a scalar has shape (1). Throws
-  /// CheckpointError when there is none of that name, or it has a type, rank or alignment that a
-  /// Tensor cannot have (files written here are always aligned).
+  /// Fills out with the tensor's bytes from `offset` on. Throws IoError.
+  void read(const SafetensorsEntry& entry, int64_t offset, std::span<std::byte> out) const;
+  /// All of them.
+  std::vector<std::byte> bytes(const SafetensorsEntry& entry) const;
+  /// The whole tensor, in memory that the file object keeps; a scalar has shape (1). Throws
+  /// IoError; CheckpointError when there is none of that name, or it has a type, rank or alignment
+  /// that a Tensor cannot have (files written here are always aligned).
   ConstTensor tensor(std::string_view name) const;
 
-  /// Takes the tensor's pages out of this process again, so that reading a large file does not
-  /// show as memory in use.
-  void drop_pages(const SafetensorsEntry& entry) const;
-
  private:
-  explicit SafetensorsFile(MappedFile file) : file_(std::move(file)) {}
+  explicit SafetensorsFile(InputFile file) : file_(std::move(file)) {}
   void parse_header();
 
-  MappedFile file_;
+  InputFile file_;
+  mutable std::unordered_map<std::string, std::vector<std::byte>> kept_;  // by tensor()
   std::vector<SafetensorsEntry> entries_;
   std::unordered_map<std::string, size_t> index_;
   std::map<std::string, std::string> metadata_;

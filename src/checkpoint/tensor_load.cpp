@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 #include <string_view>
+#include <vector>
 
 #include "checkpoint/convert.h"
 #include "core/error.h"
@@ -12,9 +13,8 @@
 namespace gradus {
 namespace {
 
-/// After so many, the file's pages are given back: reading a model must not look like holding it
-/// twice.
-constexpr int64_t kElementsAtOnce = int64_t{1} << 21;
+/// Read in pieces of at most so many: a model is not held twice.
+constexpr int64_t kElementsAtOnce = int64_t{1} << 18;
 
 std::string file_shape(const SafetensorsEntry& entry) {
   return fmt::format("({})", fmt::join(entry.shape, ", "));
@@ -90,12 +90,11 @@ void check_tensors(const SafetensorsFile& file, std::span<const TensorDestinatio
 }
 
 void copy_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations) {
+  std::vector<std::byte> source;
   for (const TensorDestination& destination : destinations) {
     if (destination.pieces.empty()) continue;
     const SafetensorsEntry& entry = *file.find(destination.name);
     const DType from = *entry.type->dtype;
-    const std::byte* source = file.bytes(entry).data();
-    int64_t mapped = 0;
     for (const TensorPiece& piece : destination.pieces) {
       const DType to = piece.data.dtype();
       for_each_run(
@@ -104,16 +103,13 @@ void copy_tensors(const SafetensorsFile& file, std::span<const TensorDestination
             for (int64_t part = 0; part < count; part += kElementsAtOnce) {
               const int64_t length = std::min(count - part, kElementsAtOnce);
               std::byte* const read = piece.data.data() + (memory + part) * size_of(to);
-              convert_elements(read, to, source + (logical + part) * size_of(from), from, length);
+              source.resize(static_cast<size_t>(length * size_of(from)));
+              file.read(entry, (logical + part) * size_of(from), source);
+              convert_elements(read, to, source.data(), from, length);
               check_elements(file, destination, {read, to, Device::cpu, {length}}, logical + part);
-              mapped += length;
-              if (mapped < kElementsAtOnce) continue;
-              file.drop_pages(entry);
-              mapped = 0;
             }
           });
     }
-    file.drop_pages(entry);
   }
 }
 
