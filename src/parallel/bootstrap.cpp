@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <sys/statvfs.h>
 
 #include <algorithm>
 #include <chrono>
@@ -56,6 +57,13 @@ void print_failure(int rank, int size, const std::string& message) noexcept {
   std::fflush(stderr);
 }
 
+/// Of /dev/shm, in bytes; -1 where there is none.
+int64_t free_shared_memory() {
+  struct statvfs status {};
+  if (::statvfs("/dev/shm", &status) != 0) return -1;
+  return static_cast<int64_t>(status.f_bavail) * static_cast<int64_t>(status.f_frsize);
+}
+
 std::string message_of(const std::exception& exception) {
   const Error* error = dynamic_cast<const Error*>(&exception);
   return fmt::format("{}: {}", error != nullptr ? error->kind() : "error", exception.what());
@@ -77,6 +85,8 @@ Bootstrap::Bootstrap(const BootstrapOptions& options) {
 
 void Bootstrap::start(const Launch& launch, const BootstrapOptions& options) {
   if (launch.parallel()) {
+    const std::string crowded = crowded_shared_memory(environment, free_shared_memory());
+    if (!crowded.empty()) spdlog::warn("{}", crowded);
     start_engine(options);
     if (launch.size.has_value() && *launch.size != size_) {
       // Going on would train as many copies of the model as there are processes.

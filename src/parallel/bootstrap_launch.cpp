@@ -82,4 +82,28 @@ std::string overlooked_ranks(const std::function<const char*(const char*)>& envi
   return {};
 }
 
+std::string crowded_shared_memory(const std::function<const char*(const char*)>& environment,
+                                  int64_t free_bytes) {
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  // Of a rank, as Open MPI lays it out unless told otherwise.
+  constexpr int64_t kSegment = 4 * kMiB;
+  const int64_t ranks = integer(environment, "OMPI_COMM_WORLD_LOCAL_SIZE").value_or(1);
+  const bool first = integer(environment, "OMPI_COMM_WORLD_LOCAL_RANK").value_or(0) == 0;
+  const char* transports = environment("OMPI_MCA_btl");
+  const std::string_view btl = transports == nullptr ? "" : transports;
+  const bool left_out = btl.starts_with('^') != (btl.find("vader") == std::string_view::npos &&
+                                                 btl.find("sm") == std::string_view::npos);
+  const bool elsewhere = environment("OMPI_MCA_btl_vader_backing_directory") != nullptr ||
+                         environment("OMPI_MCA_btl_sm_backing_directory") != nullptr;
+  if (!first || ranks < 2 || free_bytes < 0 || free_bytes >= ranks * kSegment || elsewhere ||
+      (!btl.empty() && left_out)) {
+    return {};
+  }
+  return fmt::format(
+      "/dev/shm has {:.1f} MiB free, and Open MPI needs {} MiB of it for the {} ranks of this "
+      "machine: make it larger (docker run --shm-size=1g; mount -o remount,size=1g /dev/shm), or "
+      "do without it (OMPI_MCA_btl=self,tcp)",
+      static_cast<double>(free_bytes) / kMiB, ranks * kSegment / kMiB, ranks);
+}
+
 }  // namespace gradus

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
@@ -23,5 +24,12 @@ Launch detect_launch(const std::function<const char*(const char*)>& environment)
 /// For a plain start: what in the environment speaks of several ranks all the same, as torchrun and
 /// other launchers that MPI knows nothing of leave it, and what to do; empty when nothing does.
 std::string overlooked_ranks(const std::function<const char*(const char*)>& environment);
+
+/// What to say, once a machine, where the shared memory that Open MPI moves messages in has no room
+/// for the ranks of this machine: MPI_Init then ends the job in words of its own, or in none. Empty
+/// where there is room, on all but the first rank of a machine, and where other settings of Open
+/// MPI do without. free_bytes: of /dev/shm; negative: unknown.
+std::string crowded_shared_memory(const std::function<const char*(const char*)>& environment,
+                                  int64_t free_bytes);
 
 }  // namespace gradus

@@ -75,5 +75,37 @@ TEST(Launch, RanksThatAPlainStartOverlooksAreSaid) {
   EXPECT_EQ(overlooked({{"WORLD_SIZE", "4"}}), "") << "nothing says that there are processes";
 }
 
+TEST(Launch, SharedMemoryThatIsTooSmallIsNamedOnceAMachine) {
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  const auto said = [](const std::map<std::string, std::string>& variables, int64_t free_bytes) {
+    return crowded_shared_memory(
+        [&](const char* name) -> const char* {
+          const auto found = variables.find(name);
+          return found == variables.end() ? nullptr : found->second.c_str();
+        },
+        free_bytes);
+  };
+  std::map<std::string, std::string> two = {{"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
+                                            {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}};
+  EXPECT_EQ(said(two, kMiB).substr(0, 75),
+            "/dev/shm has 1.0 MiB free, and Open MPI needs 8 MiB of it for the 2 ranks o");
+  EXPECT_EQ(said(two, 8 * kMiB), "");
+  EXPECT_EQ(said(two, -1), "") << "no /dev/shm";
+  for (const char* with : {"self,vader", "self,sm,tcp", "^tcp"}) {
+    two["OMPI_MCA_btl"] = with;
+    EXPECT_NE(said(two, kMiB), "") << with;
+  }
+  for (const char* without : {"self,tcp", "^vader", "^sm"}) {
+    two["OMPI_MCA_btl"] = without;
+    EXPECT_EQ(said(two, kMiB), "") << without;
+  }
+  two.erase("OMPI_MCA_btl");
+  two["OMPI_MCA_btl_vader_backing_directory"] = "/tmp";
+  EXPECT_EQ(said(two, kMiB), "");
+  EXPECT_EQ(said({{"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "1"}}, kMiB),
+            "");
+  EXPECT_EQ(said({}, 0), "") << "another launcher";
+}
+
 }  // namespace
 }  // namespace gradus
