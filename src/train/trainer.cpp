@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -28,7 +29,10 @@ double seconds_since(Clock::time_point begin) {
 bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
 /// For people: the sign of a NaN means nothing, and differs between processors.
-double shown(double value) { return std::isnan(value) ? std::abs(value) : value; }
+double shown(double value) {
+  // Not its magnitude: of an exponential the compiler knows that to be itself.
+  return std::isnan(value) ? std::numeric_limits<double>::quiet_NaN() : value;
+}
 
 /// JSON has no NaN and no infinities.
 nlohmann::json number(double value) {
