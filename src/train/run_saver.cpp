@@ -24,12 +24,14 @@ constexpr std::array kPauses = {std::chrono::seconds{1}, std::chrono::seconds{2}
 }  // namespace
 
 RunSaver::RunSaver(std::filesystem::path run, const Config& config, const RunData& data,
-                   TrainingModel& model, spdlog::logger& log, std::optional<int64_t> found)
+                   TrainingModel& model, spdlog::logger& log, StopSignals& signals,
+                   std::optional<int64_t> found)
     : run_(std::move(run)),
       config_(config),
       data_(data),
       model_(model),
       log_(log),
+      signals_(signals),
       saved_step_(found) {}
 
 bool RunSaver::try_again() const {
@@ -53,6 +55,7 @@ void RunSaver::write(const RunProgress& progress) {
   const SaveResult result =
       save_run(run_, progress, config_, *data_.tokenizer, data_.identity(), model_);
   saved_step_ = progress.step;
+  signals_.set_progress(progress.step, progress.step);  // before the log, which may have to wait
   failed_.reset();
   if (result.path.empty()) return;  // another rank has it
   log_.info("saved {} ({})", result.path.string(), format_bytes(result.bytes));

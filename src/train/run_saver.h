@@ -11,6 +11,7 @@
 #include "train/config.h"
 #include "train/run_checkpoint.h"
 #include "train/run_data.h"
+#include "train/signals.h"
 #include "train/training_model.h"
 
 namespace gradus {
@@ -24,7 +25,8 @@ class RunSaver {
   /// found: the step of the run's own checkpoint that it goes on from. What is passed by reference
   /// must outlive this.
   RunSaver(std::filesystem::path run, const Config& config, const RunData& data,
-           TrainingModel& model, spdlog::logger& log, std::optional<int64_t> found);
+           TrainingModel& model, spdlog::logger& log, StopSignals& signals,
+           std::optional<int64_t> found);
 
   /// Tries once; says what became of it. Does nothing where this step is saved already. Throws what
   /// is no fault of the disk: errors other than IoError.
@@ -50,6 +52,7 @@ class RunSaver {
   const RunData& data_;
   TrainingModel& model_;
   spdlog::logger& log_;
+  StopSignals& signals_;
   std::optional<int64_t> saved_step_;
   std::optional<std::chrono::steady_clock::time_point> failed_;  ///< when, if the last try did
   bool postponed_ = false;  ///< until the run is fit to be saved

@@ -85,7 +85,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
     model_.initialize(static_cast<uint64_t>(config_.seed));
   }
   first_step_ = progress_.step;
-  saver_.emplace(run_, config_, data_, model_, log_, saved_step);
+  saver_.emplace(run_, config_, data_, model_, log_, signals_, saved_step);
   check_replicas();
   log_start();
 }

@@ -153,7 +153,6 @@ TEST_F(SignalsToAWaitingRun, ASignalIsAnsweredBeforeTheStepEnds) {
   process().send(SIGINT);
   await_said(process(),
              "gradus: SIGINT: stopping after this step, which is then saved; again to quit now\n");
-  EXPECT_EQ(checkpoints(), 0u);
   EXPECT_EQ(drain().exit_code, 0) << said();
   EXPECT_EQ(checkpoints(), 1u);
 }
@@ -177,12 +176,13 @@ TEST_F(SignalsToAWaitingRun, ALaterInterruptEndsItAtOnceAndSaysWhatIsLost) {
   process().send(SIGINT);
   const ProcessResult result = process().wait();
   EXPECT_EQ(result.signal, SIGINT) << result.exit_code;
+  // Its step may have ended, and been saved, before it had to wait for its reader.
   const size_t steps = test::metrics_lines(run()).size();
+  const size_t kept = checkpoints() == 0 ? 0 : steps;
   EXPECT_THAT(said(),
-              HasSubstr(fmt::format("gradus: SIGINT again: quitting now, and losing {} steps "
-                                    "and the one begun; the run can go on from step 0\n",
-                                    steps)));
-  EXPECT_EQ(checkpoints(), 0u);
+              HasSubstr(fmt::format("gradus: SIGINT again: quitting now, and losing {} steps and "
+                                    "the one begun; the run can go on from step {}\n",
+                                    steps - kept, kept)));
 }
 
 TEST_F(SignalsToAWaitingRun, SchedulersMayRepeatTheirs) {
