@@ -199,7 +199,8 @@ TEST(ReplicaCheck, ARunWithCopiesThatDifferEndsBeforeItSaves) {
   config.parallel.zero = 0;
   Parallelism parallel(mesh, {.zero = 0});
   spdlog::logger quiet("quiet");
-  Trainer trainer({.config = config}, x, parallel, quiet);
+  StopSignals signals(false);
+  Trainer trainer({.config = config}, x, parallel, quiet, signals);
   // Some 50 tensors are written in a step: the fault comes behind the first checkpoints.
   std::optional<FlipsInUpdate> fault;
   if (test::job().rank() == 1) fault.emplace(x, 300);
