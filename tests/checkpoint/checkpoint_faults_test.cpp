@@ -139,9 +139,9 @@ TEST_F(CheckpointFaults, ManifestsOfOtherKindsAreRefused) {
     blocks.files["model.safetensors"] = {1, "", block_bytes};
     std::string text = to_text(blocks);
     if (block_bytes < 0) text.insert(text.find("\"size\""), "\"block_bytes\": -1, ");
-    EXPECT_THAT(
-        refusal_of(text),
-        HasSubstr(fmt::format("in blocks of {} bytes, expected 4096 at least", block_bytes)));
+    EXPECT_THAT(refusal_of(text),
+                HasSubstr(fmt::format("field 'block_bytes': found {}, expected an integer of 4096",
+                                      block_bytes)));
   }
   Manifest outside;
   outside.files["../../secret"] = record_of("");

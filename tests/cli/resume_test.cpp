@@ -126,7 +126,7 @@ TEST_P(ResumeBitwise, TwoInterruptionsByTerminationChangeNoByte) {
   write_config(config_text(GetParam().precision, GetParam().recompute));
   const fs::path straight = straight_run();
   // A name that a shell would take apart, in the command that is printed.
-  const std::string name = "it's a run; $HOME";
+  const std::string name = "it's a run; 5$ & *";
   const fs::path run = folder() / name;
 
   GradusProcess first(folder(), {"train", "config.yaml", "run.dir=" + name});

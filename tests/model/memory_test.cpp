@@ -224,7 +224,8 @@ TEST(Memory, WeightsAndOptimizerBytesOfAnElement) {
     const int64_t places = config.train.global_batch * config.model.context;
     EXPECT_EQ(plan_of(config, 100)->bytes_of(Lifetime::Kind::persistent),
               bytes * elements + aligned(8 * partials) + aligned(8) +
-                  aligned(static_cast<int64_t>(sizeof(StepState))) + 2 * 4 * places + aligned(8))
+                  aligned(static_cast<int64_t>(sizeof(StepState))) + 2 * 4 * places + aligned(8) +
+                  aligned(3 * 8))
         << to_string(preset);
   }
 }
