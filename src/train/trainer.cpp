@@ -102,6 +102,7 @@ void Trainer::meet() {
 
 /// Taken before anything in the folder is read: another run may be writing it.
 void Trainer::lock_run_folder() {
+  meet();  // all have their data: a rank that is refused for its own leaves no folder behind
   if (first_rank()) {
     lock_.emplace(run_, "run.dir");
     if (!lock_->unguarded().empty()) log_.warn("{}", lock_->unguarded());
