@@ -68,7 +68,7 @@ void add_generate(CLI::App& program, Action& action) {
               "Draw among the k likeliest tokens; 0: among all");
   add_number(*command, "--top-p", arguments->sampling.top_p, above(0, 1),
              "Draw among the likeliest tokens that together reach this probability");
-  add_integer(*command, "--threads", arguments->threads, between(0, 65536),
+  add_integer(*command, "--threads", arguments->threads, between(0, 1024),
               "0: as many as the model is large enough for, up to every core");
   command->footer("A text longer than the model's context goes on from the last half of it.");
   command->callback([arguments, &action] {

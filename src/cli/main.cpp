@@ -15,6 +15,7 @@
 #include "cli/console.h"
 #include "cli/openmp_settings.h"
 #include "cli/usage.h"
+#include "core/counted.h"
 #include "core/error.h"
 #include "core/thread_team.h"
 #include "parallel/bootstrap.h"
@@ -94,7 +95,13 @@ void require_one_rank(const Bootstrap& bootstrap, const char* command) {
 }
 
 std::string shortage_of_threads(Bootstrap& bootstrap, const Executor& x) {
-  const std::vector<std::string> shortages = bootstrap.exchange(thread_shortage(x.threads()));
+  std::string mine = thread_shortage(x.threads());
+  if (mine.empty() && x.threads() > bootstrap.threads()) {
+    mine = fmt::format("{} were asked for and there {} {}: they wait for each other",
+                       counted(x.threads(), "thread"), bootstrap.threads() == 1 ? "is" : "are",
+                       counted(bootstrap.threads(), "core"));
+  }
+  const std::vector<std::string> shortages = bootstrap.exchange(mine);
   if (bootstrap.rank() != 0) return {};
   for (size_t rank = 0; rank < shortages.size(); ++rank) {
     if (shortages[rank].empty()) continue;

@@ -1,7 +1,9 @@
 #include "cli/openmp_settings.h"
 
 #include <fmt/format.h>
+#include <sched.h>
 #include <sys/auxv.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -21,9 +23,29 @@ const char* executed_file() {
   return reinterpret_cast<const char*>(getauxval(AT_EXECFN));
 }
 
+// Noted before main(): afterwards nobody knows it any more.
+cpu_set_t cpus_at_start;
+bool cpus_noted = false;
+
+void note_cpus() {
+  // Not the library's function: a sanitizer's stands in front of it and is not ready yet.
+  cpus_noted = syscall(SYS_sched_getaffinity, 0, sizeof(cpus_at_start), &cpus_at_start) > 0;
+}
+
+void free_initial_thread() {
+  if (cpus_noted) sched_setaffinity(0, sizeof(cpus_at_start), &cpus_at_start);
+}
+
 }  // namespace
 
+// libgomp binds in a constructor of its own. What is in .preinit_array of the executable runs
+// before the constructors of every library.
+extern "C" {
+[[gnu::section(".preinit_array"), gnu::used]] void (*const gradus_note_cpus)() = note_cpus;
+}
+
 std::string apply_openmp_settings(char** argv) {
+  free_initial_thread();
   if (std::getenv(kSpinCount) != nullptr || std::getenv("OMP_WAIT_POLICY") != nullptr) return {};
   const char* file = executed_file();
   if (file == nullptr) {

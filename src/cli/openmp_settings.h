@@ -15,6 +15,10 @@ namespace gradus::cli {
 /// executes the program again in the same process: same id, arguments and files. First thing in
 /// main(), before threads, files and MPI. Returns where nothing was to do; with the reason where it
 /// could not be done.
+///
+/// libgomp also binds the initial thread to one place where OMP_PROC_BIND, OMP_PLACES or
+/// GOMP_CPU_AFFINITY is set, as if the process could run nowhere else. That is undone, for this
+/// thread alone: cores are counted and divided among ranks by what the process may use.
 std::string apply_openmp_settings(char** argv);
 
 }  // namespace gradus::cli

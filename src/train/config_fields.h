@@ -105,7 +105,7 @@ inline constexpr auto kFields<TrainConfig> = std::tuple{
         "max_skipped_steps", &TrainConfig::max_skipped_steps, at_least(1),
         "The run stops when this many steps in a row changed nothing, since loss, gradient norm or "
         "update were not finite."},
-    Field{"threads", &TrainConfig::threads, between(1, 65536),
+    Field{"threads", &TrainConfig::threads, between(1, 1024),
           "CPU threads of one rank; auto: every core the process may run on."},
 };
 

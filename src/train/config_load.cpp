@@ -206,7 +206,21 @@ class Loader {
     }
   }
 
+  /// Whether YAML would end the value there, and not say so.
+  static bool has_comment(const std::string& text) {
+    const bool quoted = text.starts_with('"') || text.starts_with('\'');
+    return !quoted &&
+           (text.starts_with('#') || text.find(" #") != text.npos || text.find("\t#") != text.npos);
+  }
+
   bool parse_override_value(const std::string& key, const std::string& text, YAML::Node& value) {
+    if (has_comment(text)) {
+      problems_.add(kCommandLine, key,
+                    fmt::format("'{}': what follows # would be a comment; quote the value: "
+                                "'{}=\"…\"'",
+                                shortened(text, kLongestQuote), key));
+      return false;
+    }
     try {
       value.reset(parse_yaml(text));
       return true;

@@ -96,6 +96,29 @@ TEST_F(Threads, WaitMicrosecondsUnlessTheUserSaysOtherwise) {
   }
 }
 
+/// The first line of `gradus info` that counts cores.
+std::string cores_line(const ProcessResult& info) {
+  const size_t at = info.out.find(" for this process");
+  return info.out.substr(info.out.rfind('\n', at) + 1, at - info.out.rfind('\n', at));
+}
+
+TEST_F(Threads, BindingTheInitialThreadHidesNoCores) {
+  const std::string expected = cores_line(gradus("", "info"));
+  ASSERT_THAT(expected, HasSubstr("core"));
+  for (const char* environment : {"OMP_PROC_BIND=true", "OMP_PROC_BIND=close", "OMP_PLACES=cores",
+                                  "OMP_PROC_BIND=spread GOMP_SPINCOUNT=7"}) {
+    EXPECT_EQ(cores_line(gradus(environment, "info")), expected) << environment;
+  }
+}
+
+TEST_F(Threads, MoreThanThereAreCoresAreSaid) {
+  test::prepare_text(folder(), test::some_text(6000), "bytes");
+  const ProcessResult result =
+      gradus("", "train config.yaml run.dir=many train.steps=1 train.threads=1000");
+  EXPECT_EQ(result.exit_code, 0) << result.text();
+  EXPECT_THAT(result.out, HasSubstr("1000 threads were asked for and there "));
+}
+
 TEST_F(Threads, WaitMicrosecondsOnEveryRank) {
   if (test::mpirun().empty()) GTEST_SKIP() << "this build has no MPI";
   const ProcessResult result = command(

@@ -98,7 +98,7 @@ TEST_F(Usage, NumbersOfOptionsAreReadStrictly) {
   generate("--tokens", "1e3", "write 1000, without fraction or exponent");
   generate("--tokens", "1_000", "write 1000, without underscores");
   generate("--top-k", "-1", "--top-k: found '-1', expected an integer >= 0");
-  generate("--threads", "65537", "expected an integer >= 0 and <= 65536");
+  generate("--threads", "1025", "expected an integer >= 0 and <= 1024");
   generate("--top-p", "0", "--top-p: found '0', expected a number > 0 and <= 1");
   generate("--top-p", "1.5", "expected a number > 0 and <= 1");
   for (const char* value : {"nan", "inf", "-inf", "1e400", "", " 1", "1 ", "0x10", "1,5", "x"}) {
