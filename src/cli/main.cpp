@@ -35,8 +35,10 @@ int run(Bootstrap& bootstrap, const Action& action) {
   try {
     return action(bootstrap);
   } catch (const UsageError& error) {
-    if (bootstrap.size() > 1) throw;  // which ends the other ranks
-    std::fprintf(stderr, "gradus: %s: %s\n", error.kind(), error.what());
+    // Ranks may read different command lines, so that this one's ends them all.
+    const std::string message = fmt::format("{}: {}", error.kind(), error.what());
+    if (bootstrap.size() > 1) bootstrap.abort(message, kWrongUsage);
+    std::fprintf(stderr, "gradus: %s\n", message.c_str());
     return kWrongUsage;
   }
 }

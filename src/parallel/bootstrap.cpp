@@ -108,7 +108,10 @@ void Bootstrap::divide_cores(bool bind) {
   const std::string mine =
       fmt::format("{} {} {}", machine_, local_rank_, to_string(affinity_of_thread()));
   std::vector<CpuSet> allowed(static_cast<size_t>(local_size_));
-  for (const std::string& theirs : exchange(mine)) {
+  std::vector<int> ranks(allowed.size());  // of this machine: not consecutive with --map-by node
+  const std::vector<std::string> of_ranks = exchange(mine);
+  for (size_t rank = 0; rank < of_ranks.size(); ++rank) {
+    const std::string& theirs = of_ranks[rank];
     int machine = 0;
     int local_rank = 0;
     int consumed = 0;
@@ -116,6 +119,7 @@ void Bootstrap::divide_cores(bool bind) {
     if (machine != machine_) continue;
     allowed[static_cast<size_t>(local_rank)] =
         parse_cpu_set(theirs.substr(static_cast<size_t>(consumed)));
+    ranks[static_cast<size_t>(local_rank)] = static_cast<int>(rank);
   }
   const CpuSet& own = allowed[static_cast<size_t>(local_rank_)];
   cores_ = share_cores(allowed, local_rank_, cores_of_machine(own));
@@ -125,7 +129,7 @@ void Bootstrap::divide_cores(bool bind) {
         "other down",
         local_size_, own.size());
   }
-  const std::string overlaps = rank_ == machine_ ? overlaps_of(allowed, machine_) : "";
+  const std::string overlaps = rank_ == machine_ ? overlaps_of(allowed, ranks) : "";
   if (!overlaps.empty()) {
     spdlog::warn(
         "core sets that the launcher gave to ranks of this machine overlap: {}: they slow each "
@@ -149,17 +153,19 @@ void Bootstrap::divide_quota() {
   }
 }
 
-void Bootstrap::abort(const std::string& message) noexcept {
+void Bootstrap::abort(const std::string& message) noexcept { abort(message, EXIT_FAILURE); }
+
+void Bootstrap::abort(const std::string& message, int exit_code) noexcept {
 #if GRADUS_WITH_MPI
   if (engine_ != nullptr) {
     if (!engine_->claim_report()) std::this_thread::sleep_for(kOtherRankPatience);
     print_failure(rank_, size_, message);
     std::this_thread::sleep_for(kForwarding);
-    engine_->abort(EXIT_FAILURE);
+    engine_->abort(exit_code);
   }
 #endif
   print_failure(rank_, size_, message);
-  std::_Exit(EXIT_FAILURE);
+  std::_Exit(exit_code);
 }
 
 #if GRADUS_WITH_MPI

@@ -79,6 +79,8 @@ class Bootstrap final : public Job {
   /// Prints "gradus: rank 2 of 4: MESSAGE" and ends every rank with exit code 1, within seconds.
   /// When several ranks fail at once, one of them prints.
   [[noreturn]] void abort(const std::string& message) noexcept override;
+  /// The same with another exit code.
+  [[noreturn]] void abort(const std::string& message, int exit_code) noexcept;
   /// The orderly end: returns when every rank has called it.
   void finish();
 

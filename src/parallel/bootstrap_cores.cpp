@@ -68,7 +68,7 @@ CoreShare share_cores(std::span<const CpuSet> allowed, int local_rank,
   return share;
 }
 
-std::string overlaps_of(std::span<const CpuSet> allowed, int first_rank) {
+std::string overlaps_of(std::span<const CpuSet> allowed, std::span<const int> ranks) {
   constexpr size_t kMost = 4;  // named; more say no more
   std::vector<std::string> overlaps;
   for (size_t a = 0; a < allowed.size(); ++a) {
@@ -77,9 +77,8 @@ std::string overlaps_of(std::span<const CpuSet> allowed, int first_rank) {
       CpuSet common;
       std::ranges::set_intersection(allowed[a], allowed[b], std::back_inserter(common));
       if (common.empty()) continue;
-      overlaps.push_back(fmt::format("ranks {} and {} (CPUs {})",
-                                     static_cast<size_t>(first_rank) + a,
-                                     static_cast<size_t>(first_rank) + b, to_string(common)));
+      overlaps.push_back(
+          fmt::format("ranks {} and {} (CPUs {})", ranks[a], ranks[b], to_string(common)));
     }
   }
   return fmt::format("{}", fmt::join(overlaps, ", "));

@@ -28,8 +28,8 @@ CoreShare share_cores(std::span<const CpuSet> allowed, int local_rank,
 
 /// Of the sets that a launcher gave: "ranks 0 and 1 (CPUs 1)" for each two that are not the same
 /// and yet have CPUs in common, which share_cores leaves them to; empty when there are none.
-/// first_rank: the number of the first.
-std::string overlaps_of(std::span<const CpuSet> allowed, int first_rank);
+/// ranks: each set's, by its number in the job.
+std::string overlaps_of(std::span<const CpuSet> allowed, std::span<const int> ranks);
 
 /// CPUs that the calling thread may run on.
 CpuSet affinity_of_thread();

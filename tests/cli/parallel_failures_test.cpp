@@ -60,6 +60,18 @@ TEST_F(ParallelFailures, AnErrorOfOneRankAtTheStartEndsAll) {
                    {"gradus: rank 1 of 2: config error: ", "other.yaml:2: train.stepz"});
 }
 
+TEST_F(ParallelFailures, WrongUsageHasItsExitCode) {
+  // Of all ranks, and of one alone.
+  const auto begin = Clock::now();
+  const ProcessResult all = train(2, {"train.steps=many"});
+  EXPECT_EQ(all.exit_code, 2) << all.text();
+  expect_one_error(all, seconds_since(begin), {"config error: ", "train.steps"});
+  const auto second = Clock::now();
+  const ProcessResult one = train_apart("config.yaml", "config.yaml train.steps=many");
+  EXPECT_EQ(one.exit_code, 2) << one.text();
+  expect_one_error(one, seconds_since(second), {"gradus: rank 1 of 2: config error: "});
+}
+
 /// No file of these processes can grow beyond a size, which stands for a full disk.
 void limit_files(const std::vector<pid_t>& processes, rlim_t bytes) {
   const rlimit limit{bytes, RLIM_INFINITY};

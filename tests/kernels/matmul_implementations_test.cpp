@@ -315,6 +315,20 @@ TEST(MatmulImplementations, ProductsThatOneDnnRefusesAreCountedAndDescribed) {
   }
 }
 
+TEST(MatmulImplementations, ProductsWithAnAxisOfOneAreNotCountedAsRefused) {
+  Executor x(Device::cpu, 2);
+  TensorPool pool;
+  for (const DType dtype : {DType::fp32, DType::bf16}) {
+    for (const auto& [columns, depth] : {std::pair{1, 48}, std::pair{32, 1}}) {
+      const Tensor in = pool.normal({64, depth}, dtype, 1.0, "in");
+      const Tensor weight = pool.normal({columns, depth}, dtype, 1.0, "weight");
+      const Tensor out = pool.zeros({64, columns}, dtype, "out");
+      matmul_forward(x, out, in, weight, {});
+      EXPECT_EQ(refused_products(x).count, 0) << columns << " columns, depth " << depth;
+    }
+  }
+}
+
 TEST(MatmulImplementations, OneDnnLeavesFp64ToThePackedProduct) {
   Executor x(Device::cpu, 1);
   TensorPool pool;

@@ -81,9 +81,12 @@ TEST(Cores, AffinityIsReadAndSet) {
 }
 
 TEST(Cores, SetsThatOverlapAreSaid) {
-  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1}, {0, 1}, {2}}, 0), "");
-  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1}, {1, 2}, {3}}, 4), "ranks 4 and 5 (CPUs 1)");
-  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1, 2}, {1, 2}, {2}}, 0),
+  const std::vector<int> in_order = {0, 1, 2};
+  const std::vector<int> cyclic = {1, 4, 7};  // of the second of three machines
+  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1}, {0, 1}, {2}}, in_order), "");
+  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1}, {1, 2}, {3}}, cyclic),
+            "ranks 1 and 4 (CPUs 1)");
+  EXPECT_EQ(overlaps_of(std::vector<CpuSet>{{0, 1, 2}, {1, 2}, {2}}, in_order),
             "ranks 0 and 1 (CPUs 1,2), ranks 0 and 2 (CPUs 2), ranks 1 and 2 (CPUs 2)");
 }
 

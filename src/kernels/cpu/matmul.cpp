@@ -66,7 +66,7 @@ Gemm weight_gradient(const Tensor& dweight, const ConstTensor& dout, const Const
 /// The rule: oneDNN where it has better instructions than our own product, except for few rows,
 /// where memory is the limit and our own product reads each operand once.
 bool prefers_onednn(const Gemm& product) {
-  return gemm_packs(product) && onednn_is_preferred(product.dtype);
+  return gemm_packs(product) && onednn_knows(product) && onednn_is_preferred(product.dtype);
 }
 
 void multiply(Executor& x, const Gemm& product) {

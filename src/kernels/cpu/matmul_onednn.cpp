@@ -296,11 +296,6 @@ bool has_instructions(dnnl::cpu_isa wanted) {
 /// matrix it reads (strided a of one row) or writes (strided c of one column) the neighbours.
 bool has_axis_of_one(const Gemm& p) { return p.rows == 1 || p.columns == 1 || p.depth == 1; }
 
-bool onednn_knows(const Gemm& p) {
-  return (p.dtype == DType::fp32 || p.dtype == DType::bf16) && p.rows > 0 && p.columns > 0 &&
-         p.depth > 0 && !has_axis_of_one(p);
-}
-
 }  // namespace
 
 bool onednn_is_preferred(DType dtype) {
@@ -324,6 +319,11 @@ const char* onednn_instruction_set() {
 std::string onednn_version() {
   const dnnl_version_t& version = *dnnl_version();
   return fmt::format("{}.{}.{}", version.major, version.minor, version.patch);
+}
+
+bool onednn_knows(const Gemm& p) {
+  return (p.dtype == DType::fp32 || p.dtype == DType::bf16) && p.rows > 0 && p.columns > 0 &&
+         p.depth > 0 && !has_axis_of_one(p);
 }
 
 bool onednn_gemm(Executor& x, const Gemm& product) {
