@@ -130,8 +130,6 @@ void Checkpoint::read(CheckpointUse use) {
   }
 }
 
-bool Checkpoint::has_file(std::string_view name) const { return files_.contains(name); }
-
 const std::string& Checkpoint::file(std::string_view name) const {
   const auto found = files_.find(name);
   if (found == files_.end()) {

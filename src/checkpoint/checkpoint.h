@@ -38,7 +38,6 @@ class Checkpoint {
   /// The bytes of state.json, config.yaml or tokenizer.json. Throws CheckpointError when there is
   /// none.
   const std::string& file(std::string_view name) const;
-  bool has_file(std::string_view name) const;
 
   const SafetensorsFile& model() const { return *model_; }
   /// Null when the checkpoint holds weights only, or was opened for inference.

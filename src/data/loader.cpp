@@ -138,8 +138,4 @@ std::vector<const TokenShard*> Loader::shards() const {
   return shards;
 }
 
-void Loader::verify() const {
-  for (const Shard& shard : shards_) shard.shard.verify();
-}
-
 }  // namespace gradus

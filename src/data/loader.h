@@ -76,9 +76,6 @@ class Loader {
   /// In the order of the paths; valid as long as this, also when it is moved.
   std::vector<const TokenShard*> shards() const;
 
-  /// Reads every shard whole: ids and checksums. Throws DataError.
-  void verify() const;
-
  private:
   struct Shard {
     TokenShard shard;

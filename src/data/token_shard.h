@@ -86,8 +86,6 @@ class TokenShard {
   explicit TokenShard(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return file_.path(); }
-  /// Two paths to one file have it in common.
-  InputFile::Identity file_identity() const { return file_.identity(); }
   int64_t token_count() const { return static_cast<int64_t>(header_.token_count); }
   int64_t vocab_size() const { return static_cast<int64_t>(header_.vocab_size); }
   uint64_t tokenizer_hash() const { return header_.tokenizer_hash; }

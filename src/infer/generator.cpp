@@ -29,10 +29,6 @@ std::vector<TensorDestination> expected_weights(const Parameters& parameters) {
   return weights;
 }
 
-}  // namespace
-
-namespace {
-
 /// A sampler takes -∞ for a token that must not be drawn; of a model it is an overflow.
 void require_finite(Executor& x, const ConstTensor& logits) {
   if (all_finite(x, logits)) return;

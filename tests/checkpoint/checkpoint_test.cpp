@@ -67,7 +67,6 @@ TEST_F(CheckpointTest, ComesBackAsItWasSaved) {
             (nlohmann::json{
                 {"samples", 6000}, {"step", 500}, {"format_version", kCheckpointFormatVersion}}));
   EXPECT_EQ(checkpoint.file("config.yaml"), "seed: 1\n");
-  EXPECT_TRUE(checkpoint.has_file("tokenizer.json"));
   EXPECT_THAT(error_of([&] { checkpoint.file("missing.txt"); }), HasSubstr("no missing.txt"));
   ExampleRun loaded(0);
   loaded.load(checkpoint);

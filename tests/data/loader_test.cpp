@@ -204,7 +204,7 @@ TEST_F(LoaderTest, ReadsFoldersOfPreparedCorpora) {
                          .order = SampleOrder::kSequential});
     EXPECT_EQ(loader.tokenizer_hash(), tokenizer->hash());
     EXPECT_EQ(loader.vocab_size(), 20);
-    loader.verify();
+    for (const TokenShard* shard : loader.shards()) shard->verify();
     const Batch batch = read(loader, 0, 1);
     return tokenizer->decode(batch.inputs) + tokenizer->decode(batch.targets);
   };
@@ -282,7 +282,7 @@ TEST_F(LoaderTest, ATokenNotBelowTheVocabularyIsFoundWhenItIsReached) {
       HasSubstr(path.string() + ": token id 33 at position 32 is not below the vocabulary of 33"));
   read(loader, 0, 3);
   EXPECT_THAT([&] { read(loader, 0, 4); }, message);
-  EXPECT_THAT([&] { loader.verify(); }, message);
+  EXPECT_THAT([&] { loader.shards().front()->verify(); }, message);
 }
 
 TEST_F(LoaderTest, MisuseIsRefused) {

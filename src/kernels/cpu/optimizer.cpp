@@ -169,10 +169,6 @@ HWY_EXPORT(square_chunks);
 HWY_EXPORT(adamw_update);
 HWY_EXPORT(largest_of);
 
-void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
-  HWY_DYNAMIC_DISPATCH(square_chunks)(x, partials, in);
-}
-
 namespace {
 
 double in_index_order(ConstTensor partials) {
@@ -181,18 +177,6 @@ double in_index_order(ConstTensor partials) {
   for (int64_t i = 0; i < partials.numel(); ++i) sum += partials.as<double>()[i];
   return sum;
 }
-
-}  // namespace
-
-void sum_partials(Tensor out, ConstTensor partials) {
-  *out.as<double>() = in_index_order(partials);
-}
-
-void raise_to_largest(Executor& x, Tensor out, ConstTensor in) {
-  HWY_DYNAMIC_DISPATCH(largest_of)(x, out, in);
-}
-
-namespace {
 
 /// Whether AdamW can compute the step without leaving the range. Every bound is by the triangle
 /// inequality, in fp64, where overflow shows as infinity; half of the range leaves room for the
@@ -213,6 +197,18 @@ bool update_fits(const StepState& s, const double* largest, const StepDecision& 
 }
 
 }  // namespace
+
+void sum_of_squares(Executor& x, Tensor partials, ConstTensor in) {
+  HWY_DYNAMIC_DISPATCH(square_chunks)(x, partials, in);
+}
+
+void sum_partials(Tensor out, ConstTensor partials) {
+  *out.as<double>() = in_index_order(partials);
+}
+
+void raise_to_largest(Executor& x, Tensor out, ConstTensor in) {
+  HWY_DYNAMIC_DISPATCH(largest_of)(x, out, in);
+}
 
 void decide_step(Tensor state, Tensor largest, ConstTensor partials, ConstTensor loss,
                  const StepDecision& decision) {
