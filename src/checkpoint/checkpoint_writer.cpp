@@ -11,6 +11,7 @@
 #include "checkpoint/safetensors_writer.h"
 #include "core/error.h"
 #include "core/posix_io.h"
+#include "core/printable_text.h"
 
 namespace gradus {
 namespace fs = std::filesystem;

@@ -12,9 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include "core/counted.h"
 #include "core/error.h"
 #include "core/input_file.h"
 #include "core/json_fields.h"
+#include "core/printable_text.h"
 
 namespace gradus {
 namespace {
@@ -179,8 +181,8 @@ std::string to_text(const Manifest& manifest) {
 Manifest read_manifest(const std::filesystem::path& folder) {
   const std::string name(kManifestName);
   if (const int64_t size = size_of_file(folder, name); size > kMaxManifestBytes) {
-    throw CheckpointError("{} has {} bytes, expected at most {}: it was altered", name, size,
-                          kMaxManifestBytes);
+    throw CheckpointError("{} has {}, expected at most {}: it was altered", name,
+                          counted(size, "byte"), kMaxManifestBytes);
   }
   const std::string text = read_small_file(folder / name, kMaxManifestBytes);
   const Json json = parse_json_or_throw<CheckpointError>(text, name + " is damaged");
@@ -217,8 +219,8 @@ void check_sizes(const std::filesystem::path& folder, const Manifest& manifest) 
   for (const auto& [name, record] : manifest.files) {
     const int64_t size = size_of_file(folder, name);
     if (size != record.size) {
-      throw CheckpointError("{} has {} bytes, expected {}: it was cut short or altered", name, size,
-                            record.size);
+      throw CheckpointError("{} has {}, expected {}: it was cut short or altered", name,
+                            counted(size, "byte"), record.size);
     }
   }
 }
@@ -226,8 +228,9 @@ void check_sizes(const std::filesystem::path& folder, const Manifest& manifest) 
 void check_record(const std::string& name, const FileRecord& found, const Manifest& manifest) {
   const FileRecord& expected = manifest.files.at(name);
   if (found == expected) return;
-  throw CheckpointError("{} was altered or torn: XXH3-128 {} ({} bytes), expected {} ({} bytes)",
-                        name, found.xxh3_128, found.size, expected.xxh3_128, expected.size);
+  throw CheckpointError("{} was altered or torn: XXH3-128 {} ({}), expected {} ({})", name,
+                        found.xxh3_128, counted(found.size, "byte"), expected.xxh3_128,
+                        counted(expected.size, "byte"));
 }
 
 }  // namespace gradus

@@ -6,8 +6,10 @@
 #include <tuple>
 #include <utility>
 
+#include "core/counted.h"
 #include "core/error.h"
 #include "core/json_text.h"
+#include "core/printable_text.h"
 
 namespace gradus {
 namespace {
@@ -115,7 +117,8 @@ void SafetensorsFile::parse_header() {
   const std::string path = this->path().string();
   const int64_t file_size = file_.size();
   if (file_size < kSafetensorsPrefixBytes) {
-    throw CheckpointError("{}: {} bytes are too few for a safetensors file", path, file_size);
+    throw CheckpointError("{}: {}: too few for a safetensors file", path,
+                          counted(file_size, "byte"));
   }
   uint64_t header_size = 0;
   file_.read(0, std::span(reinterpret_cast<char*>(&header_size), sizeof header_size));
@@ -162,8 +165,8 @@ void SafetensorsFile::parse_header() {
     index_.emplace(entry.name, index_.size());
   }
   if (covered != data_size) {
-    throw CheckpointError("{}: {} bytes behind the last tensor belong to none", path,
-                          data_size - covered);
+    throw CheckpointError("{}: {} too many behind the last tensor", path,
+                          counted(data_size - covered, "byte"));
   }
 }
 

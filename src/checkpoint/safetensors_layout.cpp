@@ -6,6 +6,7 @@
 
 #include "checkpoint/safetensors_format.h"
 #include "core/error.h"
+#include "core/printable_text.h"
 
 namespace gradus {
 namespace {

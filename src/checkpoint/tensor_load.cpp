@@ -9,6 +9,7 @@
 
 #include "checkpoint/convert.h"
 #include "core/error.h"
+#include "core/printable_text.h"
 
 namespace gradus {
 namespace {
@@ -58,8 +59,7 @@ void check_elements(const SafetensorsFile& file, const TensorDestination& destin
                    values.data() + place * size_of(values.dtype()), values.dtype(), 1);
   throw CheckpointError(
       "{}: {}: element {} is {}, expected {}: the run had diverged when this was saved, or the "
-      "file "
-      "was altered; go on from an earlier checkpoint",
+      "file was altered; go on from an earlier checkpoint",
       file.path().string(), printable(destination.name), first + place, value,
       destination.elements == Elements::finite ? "a finite number"
                                                : "a finite number of 0 or more");
@@ -118,13 +118,6 @@ void throw_problems(const std::filesystem::path& source, const std::vector<std::
   throw CheckpointError(
       "{}: {} {} fit; nothing was loaded:\n  {}", source.string(), problems.size(),
       problems.size() == 1 ? "tensor does not" : "tensors do not", fmt::join(problems, "\n  "));
-}
-
-void load_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations) {
-  std::vector<std::string> problems;
-  check_tensors(file, destinations, problems);
-  throw_problems(file.path(), problems);
-  copy_tensors(file, destinations);
 }
 
 }  // namespace gradus

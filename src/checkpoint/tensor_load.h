@@ -23,8 +23,4 @@ void copy_tensors(const SafetensorsFile& file, std::span<const TensorDestination
 /// Throws one CheckpointError that lists the problems, if there are any.
 void throw_problems(const std::filesystem::path& source, const std::vector<std::string>& problems);
 
-/// check_tensors, throw_problems, copy_tensors: nothing is written unless names, shapes and types
-/// fit.
-void load_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations);
-
 }  // namespace gradus

@@ -9,6 +9,7 @@
 #include "cli/option_values.h"
 #include "core/counted.h"
 #include "core/deferred_signals.h"
+#include "core/printable_text.h"
 #include "data/inspect.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
@@ -53,24 +54,9 @@ int prepare_data(const PrepareArguments& arguments) {
   fmt::print("{}, {}; tokenizer {} with {}\n", counted(result.bytes, "byte"),
              counted(result.characters, "character"), result.tokenizer,
              counted(result.vocab_size, "token"));
-  fmt::print("wrote {}: {} training tokens, {} validation tokens\n", arguments.out,
-             result.train_tokens, result.val_tokens);
+  fmt::print("wrote {}: {}, {}\n", arguments.out, counted(result.train_tokens, "training token"),
+             counted(result.val_tokens, "validation token"));
   return 0;
-}
-
-/// Text on one line: what would end the line or move the cursor is written as an escape.
-std::string one_line(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '\n') {
-      out += "\\n";
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-    } else {
-      out += c;
-    }
-  }
-  return out;
 }
 
 int inspect_data(const std::string& path) {
@@ -81,7 +67,7 @@ int inspect_data(const std::string& path) {
     fmt::print("  tokens         {} ({})\n", shard.token_count, token_type_name(shard.token_type));
     fmt::print("  vocabulary     {}\n", shard.vocab_size);
     fmt::print("  tokenizer hash {:016x}\n", shard.tokenizer_hash);
-    fmt::print("  file size      {} bytes\n", shard.file_size);
+    fmt::print("  file size      {}\n", counted(shard.file_size, "byte"));
     fmt::print("  begins         {}\n", fmt::join(shard.first_tokens, " "));
     if (shard.first_text) fmt::print("  as text        {}\n", one_line(*shard.first_text));
   }

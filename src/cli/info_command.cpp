@@ -9,6 +9,7 @@
 #include "core/control_group.h"
 #include "core/counted.h"
 #include "core/executor.h"
+#include "core/memory_limit.h"
 #include "kernels/implementation.h"
 
 namespace gradus::cli {
@@ -41,7 +42,8 @@ int info(Bootstrap& bootstrap) {
   for (const DType dtype : {DType::fp32, DType::bf16, DType::fp64}) {
     fmt::print("matmul {}      {}\n", to_string(dtype), matmul_implementation(x, dtype));
   }
-  fmt::print("memory           {} available\n", format_bytes(available_memory()));
+  const MemoryLimit memory = least(shared_memory_limit(), process_memory_limit());
+  fmt::print("memory           {} available, by {}\n", format_bytes(memory.bytes), memory.name);
   fmt::print("communication    {}\n", GRADUS_COMMUNICATION);
   return 0;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "core/printable_text.h"
 #include "train/config_nearest.h"
 #include "train/config_text.h"
 #include "train/config_value.h"

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/printable_text.h"
 #include "train/config_nearest.h"
 #include "train/config_text.h"
 

@@ -18,6 +18,7 @@
 
 #include "core/error.h"
 #include "core/posix_io.h"
+#include "core/printable_text.h"
 
 namespace gradus {
 namespace fs = std::filesystem;
@@ -41,8 +42,7 @@ std::string holder(int descriptor) {
   const ssize_t count = ::pread(descriptor, bytes.data(), bytes.size(), 0);
   std::string text(bytes.data(), static_cast<size_t>(std::max<ssize_t>(count, 0)));
   text.resize(std::min(text.find('\n'), text.size()));
-  std::erase_if(text, [](unsigned char c) { return c < 0x20 || c == 0x7f; });
-  return text.empty() ? "another process" : text;
+  return text.empty() ? "another process" : printable(text);
 }
 
 /// flock, however often a signal interrupts it; the reason it failed, or 0.

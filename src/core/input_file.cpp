@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "core/counted.h"
 #include "core/error.h"
 
 namespace gradus {
@@ -70,9 +71,11 @@ void InputFile::read(int64_t offset, std::span<char> out) const {
     if (count < 0) fail(offset, std::strerror(errno));
     if (count == 0) {
       fail(offset,
-           fmt::format("the file ends there, and {} bytes more were expected; it had {} bytes when "
-                       "it was opened: it was cut short or overwritten meanwhile",
-                       out.size(), size_));
+           fmt::format(
+               "the file ends there, and {} more {} expected; it had {} when it was opened: it "
+               "was cut short or overwritten meanwhile",
+               counted(std::ssize(out), "byte"), out.size() == 1 ? "was" : "were",
+               counted(size_, "byte")));
     }
     out = out.subspan(static_cast<size_t>(count));
     offset += count;

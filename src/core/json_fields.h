@@ -1,12 +1,15 @@
 #pragma once
 
+#include <charconv>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include "core/error.h"
 #include "core/json_text.h"
+#include "core/printable_text.h"
 
 namespace gradus {
 
@@ -50,6 +53,17 @@ class JsonFields {
     const nlohmann::json& value = any(field);
     if (!value.is_string()) refuse(field, "text");
     return value.template get_ref<const std::string&>();
+  }
+  /// As "{:016x}" writes it.
+  uint64_t hash64(std::string_view field) const {
+    const std::string& digits = text(field);
+    const char* const end = digits.data() + digits.size();
+    uint64_t hash = 0;
+    const auto [stop, error] = std::from_chars(digits.data(), end, hash, 16);
+    if (error != std::errc() || stop != end || fmt::format("{:016x}", hash) != digits) {
+      refuse(field, "16 hexadecimal digits");
+    }
+    return hash;
   }
   const nlohmann::json& object(std::string_view field) const {
     const nlohmann::json& value = any(field);

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/printable_text.h"
+
 namespace gradus {
 namespace {
 
@@ -90,21 +92,6 @@ std::optional<Json> parse_json(std::string_view text, std::string& problem,
     return std::nullopt;
   }
   return Json::parse(text.begin(), text.end());
-}
-
-std::string printable(std::string_view text) {
-  constexpr size_t kLongest = 120;
-  std::string out;
-  for (const char c : text.substr(0, kLongest)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) {
-      out += fmt::format("\\x{:02x}", byte);
-    } else {
-      out += c;
-    }
-  }
-  if (text.size() > kLongest) out += "...";
-  return out;
 }
 
 }  // namespace gradus

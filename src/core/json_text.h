@@ -34,7 +34,4 @@ nlohmann::json parse_json_or_throw(std::string_view text, const std::string& nam
   return *std::move(value);
 }
 
-/// Text from a file made fit for a message: control characters escaped, long text cut.
-std::string printable(std::string_view text);
-
 }  // namespace gradus

@@ -15,5 +15,7 @@ struct MemoryLimit {
 MemoryLimit shared_memory_limit();
 /// What this process may still take, by its resource limits (RLIMIT_AS, RLIMIT_DATA).
 MemoryLimit process_memory_limit();
+/// The one that binds.
+MemoryLimit least(const MemoryLimit& a, const MemoryLimit& b);
 
 }  // namespace gradus

@@ -28,11 +28,6 @@ int64_t field_in_kib(const char* file, const std::string& name) {
   return -1;
 }
 
-MemoryLimit least(const MemoryLimit& a, const MemoryLimit& b) {
-  if (a.bytes < 0) return b;
-  return b.bytes < 0 || a.bytes <= b.bytes ? a : b;
-}
-
 /// Of a resource limit, what `used` in /proc/self/status leaves; -1 without a limit.
 int64_t headroom(decltype(RLIMIT_AS) resource, const char* used) {
   rlimit limit{};
@@ -44,6 +39,11 @@ int64_t headroom(decltype(RLIMIT_AS) resource, const char* used) {
 }
 
 }  // namespace
+
+MemoryLimit least(const MemoryLimit& a, const MemoryLimit& b) {
+  if (a.bytes < 0) return b;
+  return b.bytes < 0 || a.bytes <= b.bytes ? a : b;
+}
 
 MemoryLimit shared_memory_limit() {
   return least({field_in_kib("/proc/meminfo", "MemAvailable:"), "this machine's free memory"},

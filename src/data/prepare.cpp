@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "core/atomic_file.h"
+#include "core/counted.h"
 #include "core/error.h"
 #include "core/folder_lock.h"
 #include "data/dataset.h"
@@ -88,11 +89,11 @@ Corpus read_corpus(const PrepareOptions& options) {
     corpus.characters += each.summary.characters;
   }
   if (corpus.characters == 0) {
-    throw DataError(
-        "{}: {}", options.inputs.front().string(),
-        options.inputs.size() == 1
-            ? std::string("the file is empty")
-            : fmt::format("this and the {} other files are empty", options.inputs.size() - 1));
+    throw DataError("{}: {}", options.inputs.front().string(),
+                    options.inputs.size() == 1
+                        ? std::string("the file is empty")
+                        : fmt::format("this and {} are empty",
+                                      counted(std::ssize(options.inputs) - 1, "other file")));
   }
   for (char32_t c = 0; c < kCodePoints; ++c) {
     if (occurs[c]) corpus.code_points.push_back(c);

@@ -5,6 +5,7 @@
 #include <map>
 #include <utility>
 
+#include "core/counted.h"
 #include "core/error.h"
 #include "data/dataset.h"
 
@@ -82,7 +83,7 @@ std::vector<std::string> notes_on(const std::vector<CorpusFile>& files) {
   empty.say(notes, "skipped, since it is empty");
   marks.say(notes, "a byte order mark at the beginning is dropped");
   returns.say(notes, "carriage returns are kept, as characters (tr -d '\\r' removes them)");
-  nuls.say(notes, "NUL characters are kept; is it text");
+  nuls.say(notes, "NUL characters are kept, which text seldom has (tr -d '\\0' removes them)");
   joined(files).say(notes,
                     "no newline at the end: the last line and the next file's first are one");
   repeated(files).say(notes, "the same text more than once");
@@ -93,10 +94,10 @@ std::string note_on_replacing(const std::filesystem::path& folder) {
   if (!has_split(folder, Split::kTrain) && !has_split(folder, Split::kVal)) return {};
   try {
     const TokenShard train(shard_path(folder, Split::kTrain));
-    std::string held = fmt::format("{} training tokens", train.token_count());
+    std::string held = counted(train.token_count(), "training token");
     if (has_split(folder, Split::kVal)) {
       const TokenShard val(shard_path(folder, Split::kVal));
-      held += fmt::format(" and {} validation tokens", val.token_count());
+      held += " and " + counted(val.token_count(), "validation token");
     }
     return fmt::format(
         "{} holds {} of a vocabulary of {}: they will be replaced. Runs that read them keep them "

@@ -9,6 +9,7 @@
 #include <limits>
 #include <new>
 
+#include "core/counted.h"
 #include "core/error.h"
 
 namespace gradus {
@@ -34,9 +35,8 @@ TokenShardHeader read_header(const InputFile& file) {
   const auto size = static_cast<uint64_t>(file.size());
   TokenShardHeader header;
   if (size < sizeof header) {
-    throw DataError(
-        "{}: {} bytes cannot hold a token shard's header of {}: truncated, or not a shard", name,
-        size, sizeof header);
+    throw DataError("{}: {} cannot hold a token shard's header of {}: truncated, or not a shard",
+                    name, counted(file.size(), "byte"), sizeof header);
   }
   file.read(0, {reinterpret_cast<char*>(&header), sizeof header});
   if (header.magic != TokenShardHeader::kMagic) {
@@ -61,9 +61,10 @@ TokenShardHeader read_header(const InputFile& file) {
   if (token_bytes % header.token_type != 0 ||
       token_bytes / header.token_type != header.token_count) {
     throw DataError(
-        "{}: {} bytes of tokens, but the header promises {} tokens of {} bytes: truncated or "
-        "overwritten; prepare the data again",
-        name, token_bytes, header.token_count, header.token_type);
+        "{}: {} of tokens, but the header promises {} of {} bytes: truncated or overwritten; "
+        "prepare the data again",
+        name, counted(static_cast<int64_t>(token_bytes), "byte"),
+        counted(static_cast<int64_t>(header.token_count), "token"), header.token_type);
   }
   return header;
 }
@@ -178,9 +179,9 @@ void TokenShard::require_unchanged() const {
   const InputFile::Stamp now = file_.stamp();
   if (now.size != file_.size()) {
     throw IoError(
-        "{}: {} bytes, and {} when it was opened: it was written to while it was in use; restore "
+        "{}: {}, and {} when it was opened: it was written to while it was in use; restore "
         "it or prepare the data again",
-        path().string(), now.size, file_.size());
+        path().string(), counted(now.size, "byte"), file_.size());
   }
   if (now.modified_ns == *modified_ns_) return;
   try {
@@ -194,8 +195,8 @@ void TokenShard::require_unchanged() const {
 void TokenShard::copy(int64_t first, std::span<int32_t> out) const {
   const auto count = static_cast<int64_t>(out.size());
   if (first < 0 || first > token_count() - count) {
-    throw DataError("{}: {} tokens from {} on are outside the shard's {} tokens", path().string(),
-                    count, first, token_count());
+    throw DataError("{}: {} from {} on: outside of the shard's {}", path().string(),
+                    counted(count, "token"), first, counted(token_count(), "token"));
   }
   token_type() == TokenType::kU16 ? copy_as<uint16_t>(first, out) : copy_as<uint32_t>(first, out);
   require_unchanged();

@@ -4,30 +4,10 @@
 #include <array>
 
 #include "core/error.h"
+#include "core/utf8_sequence.h"
 
 namespace gradus {
 namespace {
-
-/// One row of table 3-7: the length of a sequence and the range of its second byte, which is where
-/// overlong forms, surrogates and values above U+10FFFF are told apart.
-struct LeadByte {
-  size_t length;  ///< 0: the byte cannot begin a sequence
-  unsigned char second_min = 0x80;
-  unsigned char second_max = 0xBF;
-};
-
-LeadByte lead_byte(unsigned char byte) {
-  if (byte < 0x80) return {1};
-  if (byte < 0xC2) return {0};
-  if (byte < 0xE0) return {2};
-  if (byte == 0xE0) return {3, 0xA0, 0xBF};
-  if (byte == 0xED) return {3, 0x80, 0x9F};
-  if (byte < 0xF0) return {3};
-  if (byte == 0xF0) return {4, 0x90, 0xBF};
-  if (byte < 0xF4) return {4};
-  if (byte == 0xF4) return {4, 0x80, 0x8F};
-  return {0};
-}
 
 bool is_continuation(char byte) { return !begins_code_point(byte); }
 
@@ -68,12 +48,7 @@ char32_t decode_utf8_sequence(const TextSource& source, size_t& offset) {
   const std::string_view text = source.text.substr(offset);
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const LeadByte lead = lead_byte(byte(0));
-  bool well_formed = lead.length > 0 && lead.length <= text.size();
-  if (well_formed && lead.length > 1) {
-    well_formed = byte(1) >= lead.second_min && byte(1) <= lead.second_max;
-    for (size_t i = 2; i < lead.length; ++i) well_formed &= is_continuation(text[i]);
-  }
-  if (!well_formed) {
+  if (utf8_length(text) == 0) {
     throw DataError(
         "{}: invalid UTF-8: {}; convert the text first, for example with "
         "iconv -f ENCODING -t UTF-8",

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/counted.h"
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/matmul.h"
 
@@ -18,9 +19,9 @@ const RefusedProducts& refused_products(Executor& x) { return x.state<RefusedPro
 std::string describe(const RefusedProducts& refused) {
   if (refused.count == 0) return {};
   return fmt::format(
-      "oneDNN did not take {} matrix product{} up to now, the first of {} {} x {} x {}: the "
-      "packed product computed {} in {} arithmetic",
-      refused.count, refused.count == 1 ? "" : "s", to_string(refused.dtype), refused.rows,
+      "oneDNN did not take {} up to now, the first of {} {} x {} x {}: the packed product computed "
+      "{} in {} arithmetic",
+      counted(refused.count, "matrix product"), to_string(refused.dtype), refused.rows,
       refused.depth, refused.columns, refused.count == 1 ? "it" : "them",
       to_string(accumulator_of(refused.dtype)));
 }

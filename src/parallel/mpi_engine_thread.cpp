@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "core/counted.h"
 #include "core/error.h"
 #include "parallel/mpi_engine.h"
 
@@ -389,7 +390,7 @@ void MpiEngine::give_up(const MpiOperation& operation, std::chrono::duration<dou
     }
   }
   if (!exchange) {
-    others = fmt::format("\n  called by rank{} {}", arrived.size() == 1 ? "" : "s",
+    others = fmt::format("\n  called by {} {}", plural(std::ssize(arrived), "rank"),
                          fmt::join(arrived, " ")) +
              others;
   }

@@ -136,11 +136,11 @@ inline constexpr auto kFields<CheckpointConfig> = std::tuple{
           "Steps between checkpoints; 0: only at the end and when the run is stopped."},
     Field{"keep", &CheckpointConfig::keep, at_least(1),
           "Newest checkpoints that are kept; older ones are deleted."},
-    Field{
-        "resume", &CheckpointConfig::resume, kAnyValue,
-        "`auto` goes on from the newest whole checkpoint in `run.dir` if there is one; `never` "
-        "starts afresh; a path is the checkpoint, or the run, that a run starts from which has no "
-        "checkpoints of its own: with some it goes on from its newest."},
+    Field{"resume", &CheckpointConfig::resume, kAnyValue,
+          "`auto` goes on from the newest whole checkpoint in `run.dir` if there is one; `never` "
+          "starts afresh; a path names a checkpoint, or another run's folder, to start from. The "
+          "path is for the first start: once `run.dir` holds checkpoints, the run goes on from the "
+          "newest of them."},
 };
 
 template <>

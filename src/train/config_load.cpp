@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/counted.h"
+#include "core/printable_text.h"
 #include "train/config_check.h"
 #include "train/config_fields.h"
 #include "train/config_nearest.h"
@@ -80,9 +81,9 @@ std::vector<std::string> texts_of(const T&) {
 }
 
 /// Lays one YAML tree after another over the defaults.
-class Loader {
+class ConfigLoader {
  public:
-  explicit Loader(Writer writer) : writer_(writer) {}
+  explicit ConfigLoader(Writer writer) : writer_(writer) {}
 
   void add_file(const fs::path& path) { add_file(path, ""); }
 
@@ -407,7 +408,7 @@ class Loader {
 
 Config load_config(const fs::path& file, std::span<const std::string> overrides,
                    ConfigPlaces* places) {
-  Loader loader(Writer::user);
+  ConfigLoader loader(Writer::user);
   loader.add_file(file);
   for (const std::string& text : overrides) loader.add_override(text);
   Config config = loader.finish();
@@ -430,7 +431,7 @@ std::string places_of_keys(std::string_view message, const ConfigPlaces& places)
 }
 
 Config load_saved_config(const std::string& text, const std::string& name) {
-  Loader loader(Writer::program);
+  ConfigLoader loader(Writer::program);
   loader.add_text(text, name);
   return loader.finish();
 }

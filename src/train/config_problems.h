@@ -4,7 +4,9 @@
 #include <string_view>
 #include <vector>
 
+#include "core/counted.h"
 #include "core/error.h"
+#include "core/printable_text.h"
 #include "train/config_text.h"
 
 namespace gradus {
@@ -31,22 +33,14 @@ class ConfigProblems {
       if (!part.empty()) line.append(part).append(": ");
     }
     line += message;
-    lines_.emplace_back();
-    for (const char c : shortened(line, kLongestLine)) {  // on one line whatever text it quotes
-      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-        lines_.back() += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-      } else {
-        lines_.back() += c;
-      }
-    }
+    lines_.push_back(one_line(shortened(line, kLongestLine)));
   }
 
   /// Throws one error with a line for each problem, in the order in which they were added: a
   /// UsageError where all of them lie on the command line, else a ConfigError.
   void throw_if_any() const {
     if (count_ == 0) return;
-    std::string text = count_ == 1 ? "1 problem in the configuration"
-                                   : fmt::format("{} problems in the configuration", count_);
+    std::string text = counted(static_cast<int64_t>(count_), "problem") + " in the configuration";
     for (const std::string& line : lines_) text += "\n  " + line;
     if (count_ > lines_.size()) text += fmt::format("\n  and {} more", count_ - lines_.size());
     if (only_usage_) throw UsageError(text);

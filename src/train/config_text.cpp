@@ -9,24 +9,10 @@
 #include <cerrno>
 #include <cstring>
 
+#include "core/utf8_sequence.h"
+
 namespace gradus {
 namespace {
-
-bool is_continuation(char byte) { return (static_cast<unsigned char>(byte) & 0xc0) == 0x80; }
-
-/// Bytes of the well-formed character that text begins with; 0 where there is none.
-size_t utf8_length(std::string_view text) {
-  const auto lead = static_cast<unsigned char>(text[0]);
-  const size_t length = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-  if ((lead >= 0x80 && lead < 0xc2) || lead > 0xf4 || text.size() < length) return 0;
-  const std::string_view tail = text.substr(1, length - 1);
-  if (!std::all_of(tail.begin(), tail.end(), is_continuation)) return 0;
-  // Overlong forms, surrogates and what lies beyond U+10FFFF show in the second byte.
-  const auto second = static_cast<unsigned char>(length > 2 ? text[1] : 0);
-  const bool wrong = (lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) ||
-                     (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f);
-  return wrong ? 0 : length;
-}
 
 bool is_control(char c) {
   const auto byte = static_cast<unsigned char>(c);
@@ -120,13 +106,6 @@ bool begins_with_tab(std::string_view text, int line) {
   text = text.substr(0, text.find('\n'));
   const size_t indentation = text.find_first_not_of(" \t");
   return text.substr(0, indentation).find('\t') != text.npos;
-}
-
-std::string shortened(std::string_view text, size_t most) {
-  if (text.size() <= most) return std::string(text);
-  size_t length = most;
-  while (length > 0 && is_continuation(text[length])) --length;
-  return std::string(text.substr(0, length)) + "…";
 }
 
 }  // namespace gradus

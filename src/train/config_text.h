@@ -29,7 +29,4 @@ bool is_utf8(std::string_view text);
 /// Whether a tab is among what a line begins with. line: 0-based
 bool begins_with_tab(std::string_view text, int line);
 
-/// At most `most` bytes of text, cut between characters and then marked with an ellipsis.
-std::string shortened(std::string_view text, size_t most);
-
 }  // namespace gradus

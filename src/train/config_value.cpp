@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/printable_text.h"
 #include "train/config_text.h"
 #include "train/number_text.h"
 

@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 #include <optional>
 
+#include "core/counted.h"
 #include "core/json_fields.h"
 
 namespace gradus {
@@ -37,12 +37,7 @@ Shards shards_from_json(const nlohmann::json& json, const std::string& name) {
     const JsonFields<CheckpointError> fields(entry, place);
     DataIdentity::Shard shard;
     shard.tokens = fields.integer("tokens", 1, std::numeric_limits<int64_t>::max());
-    const std::string& digits = fields.text("xxh3_64");
-    const auto [end, error] =
-        std::from_chars(digits.data(), digits.data() + digits.size(), shard.checksum, 16);
-    if (error != std::errc() || end != digits.data() + digits.size()) {
-      fields.refuse("xxh3_64", "hexadecimal digits");
-    }
+    shard.checksum = fields.hash64("xxh3_64");
     shards.push_back(shard);
   }
   return shards;
@@ -50,7 +45,8 @@ Shards shards_from_json(const nlohmann::json& json, const std::string& name) {
 
 std::string describe(const Shards& shards, size_t index) {
   if (index >= shards.size()) return "none";
-  return fmt::format("{} tokens (checksum {:016x})", shards[index].tokens, shards[index].checksum);
+  return fmt::format("{} (checksum {:016x})", counted(shards[index].tokens, "token"),
+                     shards[index].checksum);
 }
 
 void add_differences(const char* key, const Shards& before, const Shards& now,

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/counted.h"
 #include "core/error.h"
 #include "core/parallel_for.h"
 #include "parallel/gather_values.h"
@@ -116,7 +117,7 @@ std::string who_holds_what(const std::map<uint64_t, std::vector<int>>& by_hash) 
   std::string text;
   for (const std::vector<int>& side : sides) {
     text += fmt::format("{}{} {}", text.empty() ? "" : " against ",
-                        side.size() == 1 ? "rank" : "ranks", fmt::join(side, " "));
+                        plural(std::ssize(side), "rank"), fmt::join(side, " "));
   }
   return text;
 }
@@ -141,10 +142,9 @@ void check_replicas(TrainingModel& model) {
   if (found == holders.end()) return;
   const Part& part = found->first;
   throw NumericError(
-      "the ranks' copies of the {} of {} are no longer the same ({}), and so are {} of {} "
-      "compared: "
-      "a fault of memory, or processors whose arithmetic differs. Nothing was saved since; go on "
-      "from the last checkpoint, on machines of one kind",
+      "the ranks' copies of the {} of {} are no longer the same ({}; differing: {} of {} "
+      "compared): a fault of memory, or processors whose arithmetic differs. Nothing was saved "
+      "since; go on from the last checkpoint, on machines of one kind",
       kNames[static_cast<size_t>(part.held)],
       model.parameters().table()[static_cast<size_t>(part.parameter)].name,
       who_holds_what(found->second), std::ranges::count_if(holders, differs), holders.size());

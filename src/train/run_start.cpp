@@ -14,6 +14,7 @@
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "core/atomic_file.h"
+#include "core/counted.h"
 #include "core/error.h"
 #include "core/rng.h"
 #include "parallel/gather_values.h"
@@ -174,8 +175,7 @@ void refuse_copied_record(const std::filesystem::path& file, const Config& confi
   if (!record || std::filesystem::equivalent(folder, config.run.dir, error)) return;
   throw ConfigError(
       "{} is the record of the run in {}, and says run.dir: {}: the folder was copied or moved. "
-      "Add "
-      "run.dir={} to go on in it, or run.dir={} if that is meant",
+      "Add run.dir={} to go on in it, or run.dir={} if that is meant",
       file.string(), folder.string(), config.run.dir, folder.string(), config.run.dir);
 }
 
@@ -217,11 +217,12 @@ void refuse_different_starts(Executor& x, Communicator& world, const Config& con
                           (other->training_text != first.training_text ||
                            other->validation_text != first.validation_text);
   throw DataError(
-      "the ranks read different data: rank 0 has {} tokens of training text and {} samples of "
-      "validation text, rank {} has {} and {}{}{}; give all of them the same data.train and "
-      "data.val, in the same order",
-      first.tokens, std::max<int64_t>(first.validation, 0), rank, other->tokens,
-      std::max<int64_t>(other->validation, 0), other_text ? ", of other content or order" : "",
+      "the ranks read different data: rank 0 has {} of training text and {} of validation text, "
+      "rank {} has {} and {}{}{}; give all of them the same data.train and data.val, in the same "
+      "order",
+      counted(first.tokens, "token"), counted(std::max<int64_t>(first.validation, 0), "sample"),
+      rank, other->tokens, std::max<int64_t>(other->validation, 0),
+      other_text ? ", of other content or order" : "",
       other->tokenizer == first.tokenizer ? "" : ", tokenized by another tokenizer");
 }
 
@@ -255,9 +256,9 @@ void refuse_folders_apart(Executor& x, Communicator& world, const Config& config
   }
   if (apart.empty()) return;
   throw IoError(
-      "run.dir {} of rank{} {} is not the folder that rank 0 has made: it must be one that all "
-      "ranks share",
-      run.string(), apart.size() == 1 ? "" : "s", fmt::join(apart, ", "));
+      "run.dir {} of {} {} is not the folder that rank 0 has made: it must be one that all ranks "
+      "share",
+      run.string(), plural(std::ssize(apart), "rank"), fmt::join(apart, ", "));
 }
 
 }  // namespace gradus

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -50,15 +49,6 @@ int64_t samples_from(const Fields& fields, int64_t step) {
   return fields.integer("samples", step, most);  // a step uses one at least
 }
 
-std::string hash_from(const Fields& fields) {
-  const std::string& hash = fields.text("tokenizer_hash");
-  const auto digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
-  if (hash.size() != 16 || !std::ranges::all_of(hash, digit)) {
-    fields.refuse("tokenizer_hash", "16 hexadecimal digits");
-  }
-  return hash;
-}
-
 }  // namespace
 
 nlohmann::json to_json(const RunState& state) {
@@ -79,7 +69,7 @@ RunState run_state_of(const Checkpoint& checkpoint) {
   state.progress.samples = samples_from(fields, checkpoint.step());
   state.progress.evaluation_due = fields.has("evaluation_due") && fields.boolean("evaluation_due");
   state.vocabulary = vocabulary_of(checkpoint);
-  state.tokenizer_hash = hash_from(fields);
+  state.tokenizer_hash = fmt::format("{:016x}", fields.hash64("tokenizer_hash"));
   if (fields.has("data")) {
     state.data = data_identity_from_json(fields.object("data"), name + ": data");
   }

@@ -20,6 +20,14 @@ namespace {
 using test::TensorPool;
 using testing::HasSubstr;
 
+/// As a checkpoint is loaded: nothing is written unless names, shapes and types fit.
+void load_tensors(const SafetensorsFile& file, std::span<const TensorDestination> destinations) {
+  std::vector<std::string> problems;
+  check_tensors(file, destinations, problems);
+  throw_problems(file.path(), problems);
+  copy_tensors(file, destinations);
+}
+
 class TensorLoad : public testing::Test {
  protected:
   SafetensorsFile saved(const std::vector<NamedTensor>& tensors) {

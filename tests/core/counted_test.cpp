@@ -14,5 +14,11 @@ TEST(Counted, OneIsSingular) {
   EXPECT_EQ(counted(-1, "step"), "-1 steps");
 }
 
+TEST(Counted, PluralIsTheNounAlone) {
+  EXPECT_EQ(plural(1, "rank"), "rank");
+  EXPECT_EQ(plural(2, "rank"), "ranks");
+  EXPECT_EQ(plural(3, "batch"), "batches");
+}
+
 }  // namespace
 }  // namespace gradus

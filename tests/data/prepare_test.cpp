@@ -152,7 +152,7 @@ TEST_F(PrepareTest, EmptyAndMissingFilesAreNamed) {
       [&] {
         prepare({.inputs = {empty, mark, empty}, .out_dir = out_});
       },
-      ThrowsMessage<DataError>(HasSubstr("this and the 2 other files are empty")));
+      ThrowsMessage<DataError>(HasSubstr("this and 2 other files are empty")));
   EXPECT_THAT(
       [&] {
         prepare({.inputs = {good, dir_ / "absent"}, .out_dir = out_});
@@ -218,7 +218,8 @@ TEST_F(PrepareTest, UnusualTextIsSaidAndWhatBecameOfIt) {
                   "a byte order mark at the beginning is dropped: " + at + "first, " + at + "link",
                   "carriage returns are kept, as characters (tr -d '\\r' removes them): " + at +
                       "first (2), " + at + "link (2)",
-                  "NUL characters are kept; is it text: " + at + "nul (2), " + at + "copy (2)",
+                  "NUL characters are kept, which text seldom has (tr -d '\\0' removes them): " +
+                      at + "nul (2), " + at + "copy (2)",
                   "no newline at the end: the last line and the next file's first are one: " + at +
                       "first, " + at + "link",
                   "the same text more than once: " + at + "link (the same file as " + at +
