@@ -82,8 +82,15 @@ void RunSaver::save(const RunProgress& progress) {
 void RunSaver::save_or_throw(const RunProgress& progress, const std::string& occasion) {
   if (saved_step_ == progress.step) return;
   if (const std::string unfit = unfit_to_save(model_); !unfit.empty()) {
-    throw NumericError("step {}, {}, is not saved: {}; {}", progress.step, occasion, unfit,
-                       advice());
+    const StepState state = model_.optimizer().state();
+    throw NumericError(
+        "step {}, {}, is not saved: {}{}; {}{}", progress.step, occasion, unfit,
+        state.fault() == StepFault::none ? ""
+                                         : fmt::format(", so that the weights are those of step {}",
+                                                       progress.step - state.skipped_in_row),
+        advice(),
+        progress.step == config_.train.steps ? "; with more train.steps another step is the last"
+                                             : "");
   }
   for (const std::chrono::seconds pause : kPauses) {
     try {

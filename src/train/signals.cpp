@@ -101,8 +101,9 @@ void end_by(int signal) {
 
 void say_first(int signal) {
   if (!word.speaks) return;
-  (line_of(signal) << ": stopping after this step, which is then saved; "
-                   << (signal == SIGINT ? "again" : "SIGINT (Ctrl-C)") << " to quit now\n")
+  (line_of(signal)
+   << ": stopping after this step, or the next that is applied, which is then saved; "
+   << (signal == SIGINT ? "again" : "SIGINT (Ctrl-C)") << " to quit now\n")
       .say();
 }
 

@@ -185,7 +185,8 @@ Trainer::Outcome Trainer::run() {
     tell_signals();
     const Asked asked =
         asked_of_any();  // weights of other replicas may still be on their way before it
-    const bool stop = asked.stop && !last;
+    // A skipped step is not saved: the run stops with the next one that is applied.
+    const bool stop = asked.stop && !last && state.fault() == StepFault::none;
     if (due(progress_.step, config_.parallel.check_replicas)) check_replicas();
     interval.steps += 1;
     interval.seconds += seconds_since(begin);
@@ -197,9 +198,10 @@ Trainer::Outcome Trainer::run() {
       log_step(state, interval);
     }
     progress_.evaluation_due = data_.val && (last || due(progress_.step, config_.eval.every));
-    if (!stop) evaluate_if_due();
+    if (!asked.stop || last) evaluate_if_due();
     const char* signal = signals_.received();
     const std::string stopped_by = signal == nullptr ? "a signal to another rank" : signal;
+    if (asked.stop && !stop && !last) say_late_stop(stopped_by);
     if (last || stop) {
       save(Saving::last, last ? "the last one" : "where it was stopped by " + stopped_by);
     } else if (asked.save || due(progress_.step, config_.checkpoint.every)) {
@@ -271,6 +273,13 @@ void Trainer::handle_nonfinite(const StepState& state) {
         counted(state.skipped_in_row, "step"), progress_.step, where,
         progress_.step - state.skipped_in_row, saver_->advice());
   }
+}
+
+void Trainer::say_late_stop(const std::string& stopped_by) {
+  if (std::exchange(said_late_stop_, true)) return;
+  log_.warn(
+      "{}: step {} changed nothing, and is not saved: stopping after the next that is applied",
+      stopped_by, progress_.step);
 }
 
 void Trainer::evaluate_if_due() {

@@ -71,6 +71,7 @@ class Trainer {
   void handle_nonfinite(const StepState& state);
   StepState step(double lr);
   void say_refused_products();
+  void say_late_stop(const std::string& stopped_by);
   void evaluate_if_due();
   void check_replicas();
   void require_verified_data();
@@ -95,6 +96,7 @@ class Trainer {
   int64_t first_step_ = 0;              ///< that this process made, less one
   bool data_verified_ = false;          ///< all of it, on all ranks
   bool said_refused_products_ = false;
+  bool said_late_stop_ = false;
   int64_t checked_step_ = -1;   ///< that replicas were last compared after
   int64_t baseline_bytes_ = 0;  ///< resident before the arena was allocated
 };

@@ -333,8 +333,10 @@ TEST_F(PoisonedRun, NothingIsSavedOrRotatedAndItsEndIsAnError) {
   EXPECT_EQ(result.exit_code, 1) << result.text();
   EXPECT_TRUE(result.err.starts_with("gradus: numeric error: step 8, the last one, is not saved"))
       << result.err;
-  EXPECT_THAT(result.err, HasSubstr("the last 5 steps changed nothing; its newest checkpoint is "
+  EXPECT_THAT(result.err, HasSubstr("the last 5 steps changed nothing, so that the weights are "
+                                    "those of step 3; its newest checkpoint is "
                                     "run/checkpoints/step-00000003; go on from there"));
+  EXPECT_THAT(result.err, HasSubstr("; with more train.steps another step is the last"));
   EXPECT_THAT(result.out,
               HasSubstr("step 4 is not saved: the last step changed nothing; its newest"));
   EXPECT_THAT(result.out, Not(HasSubstr("done")));
@@ -342,10 +344,10 @@ TEST_F(PoisonedRun, NothingIsSavedOrRotatedAndItsEndIsAnError) {
   EXPECT_TRUE(tree_of(run() / "checkpoints") == before_);
 }
 
-TEST_F(PoisonedRun, StoppedItEndsWithTheOlderCheckpointAndSaysSo) {
+TEST_F(PoisonedRun, StoppedItMakesTheStepsThatMayBeSkippedAndEndsWithTheOlderCheckpoint) {
   write_config();
   std::vector<std::string> arguments =
-      with({"train", "config.yaml", "train.steps=1000000", "train.max_skipped_steps=1000000"});
+      with({"train", "config.yaml", "train.steps=1000000", "train.max_skipped_steps=1000"});
   test::GradusProcess process(folder(), arguments);
   while (process.running() && test::metrics_of(run(), "skipped").size() < 3) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));  // cores are for the run
@@ -353,7 +355,13 @@ TEST_F(PoisonedRun, StoppedItEndsWithTheOlderCheckpointAndSaysSo) {
   process.send(SIGTERM);
   const ProcessResult result = process.wait();
   EXPECT_EQ(result.exit_code, 1) << result.text();
-  EXPECT_THAT(result.err, HasSubstr(", where it was stopped by SIGTERM, is not saved: the last "));
+  EXPECT_THAT(result.out, HasSubstr("changed nothing, and is not saved: stopping after the next "
+                                    "that is applied"));
+  EXPECT_TRUE(
+      result.err.ends_with("go on from there with a lower optim.lr, or from an earlier one "
+                           "in another run.dir (checkpoint.resume: PATH)\n"))
+      << result.err;
+  EXPECT_THAT(result.err, HasSubstr("gradus: numeric error: 1000 steps in a row changed nothing"));
   EXPECT_THAT(result.err, HasSubstr("its newest checkpoint is run/checkpoints/step-00000003"));
   EXPECT_TRUE(tree_of(run() / "checkpoints") == before_);
 }

@@ -152,7 +152,8 @@ constexpr std::chrono::milliseconds kAnotherWish{1100};
 TEST_F(SignalsToAWaitingRun, ASignalIsAnsweredBeforeTheStepEnds) {
   process().send(SIGINT);
   await_said(process(),
-             "gradus: SIGINT: stopping after this step, which is then saved; again to quit now\n");
+             "gradus: SIGINT: stopping after this step, or the next that is applied, which is then "
+             "saved; again to quit now\n");
   EXPECT_EQ(drain().exit_code, 0) << said();
   EXPECT_EQ(checkpoints(), 1u);
 }
@@ -169,9 +170,10 @@ TEST_F(SignalsToAWaitingRun, TwoWithinASecondAreOne) {
 
 TEST_F(SignalsToAWaitingRun, ALaterInterruptEndsItAtOnceAndSaysWhatIsLost) {
   process().send(SIGTERM);
-  await_said(process(),
-             "gradus: SIGTERM: stopping after this step, which is then saved; SIGINT (Ctrl-C) to "
-             "quit now\n");
+  await_said(
+      process(),
+      "gradus: SIGTERM: stopping after this step, or the next that is applied, which is then "
+      "saved; SIGINT (Ctrl-C) to quit now\n");
   std::this_thread::sleep_for(kAnotherWish);
   process().send(SIGINT);
   const ProcessResult result = process().wait();
