@@ -165,7 +165,7 @@ void SafetensorsFile::parse_header() {
     index_.emplace(entry.name, index_.size());
   }
   if (covered != data_size) {
-    throw CheckpointError("{}: {} too many behind the last tensor", path,
+    throw CheckpointError("{}: {} behind the last tensor that belong to none", path,
                           counted(data_size - covered, "byte"));
   }
 }

@@ -99,8 +99,7 @@ void require_one_rank(const Bootstrap& bootstrap, const char* command) {
 std::string shortage_of_threads(Bootstrap& bootstrap, const Executor& x) {
   std::string mine = thread_shortage(x.threads());
   if (mine.empty() && x.threads() > bootstrap.threads()) {
-    mine = fmt::format("{} were asked for and there {} {}: they wait for each other",
-                       counted(x.threads(), "thread"), bootstrap.threads() == 1 ? "is" : "are",
+    mine = fmt::format("{} for {}: they wait for each other", counted(x.threads(), "thread"),
                        counted(bootstrap.threads(), "core"));
   }
   const std::vector<std::string> shortages = bootstrap.exchange(mine);

@@ -61,10 +61,11 @@ TokenShardHeader read_header(const InputFile& file) {
   if (token_bytes % header.token_type != 0 ||
       token_bytes / header.token_type != header.token_count) {
     throw DataError(
-        "{}: {} of tokens, but the header promises {} of {} bytes: truncated or overwritten; "
+        "{}: {} of tokens, but the header promises {} tokens of {} bytes: truncated or "
+        "overwritten; "
         "prepare the data again",
-        name, counted(static_cast<int64_t>(token_bytes), "byte"),
-        counted(static_cast<int64_t>(header.token_count), "token"), header.token_type);
+        name, counted(static_cast<int64_t>(token_bytes), "byte"), header.token_count,
+        header.token_type);
   }
   return header;
 }
