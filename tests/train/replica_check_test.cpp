@@ -156,7 +156,7 @@ TEST(ReplicaCheck, WeightsOfReplicasAreComparedAtEveryZeroLevel) {
     if (test::job().rank() == 1) weights.data()[weights.bytes() - 1] ^= std::byte{64};
     EXPECT_THAT(findings(tiny),
                 Each(AllOf(HasSubstr("copies of the weights of block.1.mlp.up.weight are"),
-                           HasSubstr("(rank 0 against rank 1)"), HasSubstr("1 of "))));
+                           HasSubstr("(rank 0 against rank 1;"), HasSubstr("1 of "))));
   }
 }
 
