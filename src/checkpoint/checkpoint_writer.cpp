@@ -89,7 +89,8 @@ SaveResult CheckpointWriter::commit(int64_t keep) {
       check_record(name, record_of_file(folder_ / name, record.block_bytes), manifest_);
     }
   } catch (const CheckpointError& error) {
-    throw CheckpointError("{}: right after it was written: {}", folder_.string(), error.what());
+    // The disk's fault, or the network's on the way to it: another try may go well.
+    throw IoError("{}: right after it was written: {}", folder_.string(), error.what());
   }
   const std::string text = to_text(manifest_);
   result.bytes += static_cast<int64_t>(text.size());

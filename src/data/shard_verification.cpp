@@ -32,6 +32,7 @@ void ShardVerification::verify_later(const std::stop_token& stop) {
     const std::scoped_lock lock(mutex_);
     error_ = std::current_exception();
   }
+  read_ = true;
 }
 
 void ShardVerification::check() const {

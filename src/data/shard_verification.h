@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -27,8 +28,10 @@ class ShardVerification {
   void check() const;
   /// Waits for the end; throws the error that was found. Calls after the first cost nothing.
   void finish();
-  /// Whether finish() would wait.
+  /// Whether finish() has nothing left to do.
   bool finished() const { return !thread_.joinable(); }
+  /// Whether finish() would wait.
+  bool reading() const { return !finished() && !read_; }
 
  private:
   void verify_later(const std::stop_token& stop);
@@ -36,7 +39,8 @@ class ShardVerification {
   std::vector<const TokenShard*> later_;
   mutable std::mutex mutex_;
   std::exception_ptr error_;
-  std::jthread thread_;  ///< last: ends before what it uses; an early end stops it
+  std::atomic<bool> read_ = false;  ///< all of it, or up to an error
+  std::jthread thread_;             ///< last: ends before what it uses; an early end stops it
 };
 
 }  // namespace gradus

@@ -21,43 +21,58 @@ std::string lines(int64_t count) { return fmt::format("{} line{}", count, count 
 }  // namespace
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t last_step, bool evaluation_due)
-    : path_(path), warnings_(drop_later_metrics(path, last_step, evaluation_due)) {
-  // Nonblocking: a pipe in the file's place must not hold up the run when nobody reads it.
-  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
-  if (descriptor_ < 0) throw IoError("cannot write {}: {}", path.string(), std::strerror(errno));
-}
+    : path_(path), last_step_(last_step), evaluation_due_(evaluation_due) {}
 
 MetricsFile::~MetricsFile() {
+  if (descriptor_ < 0) return;
   flush();
   ::close(descriptor_);
 }
 
-std::string MetricsFile::write(const nlohmann::json& line) {
-  const int64_t kept_before = kept_;
+/// Throws IoError.
+void MetricsFile::open() {
+  warnings_ = drop_later_metrics(path_, last_step_, evaluation_due_);
+  // Nonblocking: a pipe in the file's place must not hold up the run when nobody reads it.
+  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
+  if (descriptor_ < 0) throw IoError("cannot write {}: {}", path_.string(), std::strerror(errno));
+}
+
+void MetricsFile::keep(const nlohmann::json& line) {
   pending_ += line.dump() + '\n';
   ++kept_;
+}
+
+std::string MetricsFile::try_again() {
+  const int64_t late_before = std::exchange(late_, 0);
   const bool failed_before = !reason_.empty();
   if (!flush()) {
     lose_oldest();
+    late_ = kept_;
     if (failed_before) return {};
-    return fmt::format("cannot write {}: {}; its lines are kept, and tried again with each new one",
-                       path_.string(), reason_);
+    return fmt::format("{}; its lines are kept, and tried again with each new one", reason_);
   }
   if (!failed_before) return {};
   std::string said = fmt::format("{} is written again, with the {} that had been kept",
-                                 path_.string(), lines(kept_before));
+                                 path_.string(), lines(late_before));
   if (lost_ > 0) said += fmt::format("; {} before them are lost", lines(std::exchange(lost_, 0)));
   return said;
 }
 
 std::string MetricsFile::finish() {
-  if (pending_.empty() || flush()) return {};
+  if (flush()) return {};
+  if (kept_ + lost_ == 0) return reason_;
   return fmt::format("{}: {} could not be written and are lost: {}", path_.string(),
                      lines(kept_ + lost_), reason_);
 }
 
 /// False when the system did not take all of it. What it took of a line is taken back.
 bool MetricsFile::flush() {
+  try {
+    if (descriptor_ < 0) open();
+  } catch (const IoError& error) {
+    reason_ = error.what();
+    return false;
+  }
   size_t taken = 0;
   while (taken < pending_.size()) {
     const ssize_t count = ::write(descriptor_, pending_.data() + taken, pending_.size() - taken);
@@ -66,7 +81,7 @@ bool MetricsFile::flush() {
       continue;
     }
     if (errno == EINTR) continue;
-    reason_ = std::strerror(errno);
+    reason_ = fmt::format("cannot write {}: {}", path_.string(), std::strerror(errno));
     break;
   }
   size_t whole = taken == 0 ? 0 : pending_.rfind('\n', taken - 1) + 1;  // npos + 1 is 0

@@ -168,7 +168,8 @@ std::vector<std::string> drop_later_metrics(const std::filesystem::path& path, i
   std::vector<std::string> warnings;
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) return warnings;
-  const std::filesystem::path target = std::filesystem::canonical(path);  // behind a link
+  const std::filesystem::path target = std::filesystem::canonical(path, error);  // behind a link
+  if (error) throw IoError("cannot read {}: {}", path.string(), error.message());
   bool changes = false;
   size_t malformed = 0;
   for_each_line(target, [&](const Line& line) {

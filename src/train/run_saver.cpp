@@ -62,25 +62,17 @@ void RunSaver::write(const RunProgress& progress) {
   for (const std::string& warning : result.warnings) log_.warn("{}", warning);
 }
 
-void RunSaver::save(const RunProgress& progress) {
-  if (saved_step_ == progress.step) return;
+bool RunSaver::fit(const RunProgress& progress) {
   if (const std::string unfit = unfit_to_save(model_); !unfit.empty()) {
     if (!postponed_) log_.warn("step {} is not saved: {}; {}", progress.step, unfit, remaining());
     postponed_ = true;
-    return;
+    return false;
   }
   postponed_ = false;
-  try {
-    write(progress);
-  } catch (const IoError& error) {
-    failed_ = Clock::now();
-    log_.warn("step {} is not saved: {}; the run goes on, {}, and saving is tried again",
-              progress.step, error.what(), remaining());
-  }
+  return true;
 }
 
-void RunSaver::save_or_throw(const RunProgress& progress, const std::string& occasion) {
-  if (saved_step_ == progress.step) return;
+void RunSaver::require_fit(const RunProgress& progress, const std::string& occasion) {
   if (const std::string unfit = unfit_to_save(model_); !unfit.empty()) {
     const StepState state = model_.optimizer().state();
     throw NumericError(
@@ -92,6 +84,21 @@ void RunSaver::save_or_throw(const RunProgress& progress, const std::string& occ
         progress.step == config_.train.steps ? "; with more train.steps another step is the last"
                                              : "");
   }
+}
+
+void RunSaver::save(const RunProgress& progress) {
+  if (saved_step_ == progress.step) return;
+  try {
+    write(progress);
+  } catch (const IoError& error) {
+    failed_ = Clock::now();
+    log_.warn("step {} is not saved: {}; the run goes on, {}, and saving is tried again",
+              progress.step, error.what(), remaining());
+  }
+}
+
+void RunSaver::save_or_throw(const RunProgress& progress) {
+  if (saved_step_ == progress.step) return;
   for (const std::chrono::seconds pause : kPauses) {
     try {
       return write(progress);

@@ -28,13 +28,19 @@ class RunSaver {
            TrainingModel& model, spdlog::logger& log, StopSignals& signals,
            std::optional<int64_t> found);
 
-  /// Tries once; says what became of it. Does nothing where this step is saved already. Throws what
-  /// is no fault of the disk: errors other than IoError.
+  /// Whether the run is fit to be saved, which is asked before anything else is made ready for it.
+  /// Where not, says so once, and wants to try again after the next step.
+  bool fit(const RunProgress& progress);
+  /// The same for the last time: throws NumericError, with what remains, where it is not. occasion:
+  /// what the step is, for that message: "the last one".
+  void require_fit(const RunProgress& progress, const std::string& occasion);
+
+  /// Saves a run that is fit: tries once; says what became of it. Does nothing where this step is
+  /// saved already. Throws what is no fault of the disk: errors other than IoError.
   void save(const RunProgress& progress);
   /// For the last time: tries a few times over several seconds, then throws IoError, with what
-  /// remains; NumericError, with what remains, where the run is not fit to be saved. occasion: what
-  /// the step is, for that message: "the last one".
-  void save_or_throw(const RunProgress& progress, const std::string& occasion);
+  /// remains.
+  void save_or_throw(const RunProgress& progress);
 
   /// What remains of a run that cannot go on as it is, and what to do with it.
   std::string advice() const;

@@ -39,6 +39,8 @@ class SavingRanks {
       body();
     } catch (const IoError& error) {
       note(Kind::io, error.what());
+    } catch (const std::filesystem::filesystem_error& error) {
+      note(Kind::io, error.what());
     } catch (const std::exception& error) {
       note(Kind::other, error.what());
     }

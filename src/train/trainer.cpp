@@ -85,6 +85,7 @@ Trainer::Trainer(const Options& options, Executor& x, Parallelism& parallel, spd
     model_.initialize(static_cast<uint64_t>(config_.seed));
   }
   first_step_ = progress_.step;
+  if (first_rank()) records_.emplace(config_, log_);
   saver_.emplace(run_, config_, data_, model_, log_, signals_, saved_step);
   check_replicas();
   log_start();
@@ -110,30 +111,25 @@ void Trainer::lock_run_folder() {
   meet();
 }
 
-/// The records of a run whose first step was made: until then its folder stays as it was. start:
-/// where the run was before.
-void Trainer::open_records(const RunProgress& start) {
-  if (!first_rank() || metrics_) return;
-  write_resolved_config(config_);
-  metrics_.emplace(run_ / "metrics.jsonl", start.step, start.evaluation_due);
-  for (const std::string& warning : metrics_->warnings()) log_.warn("{}", warning);
-  for (const nlohmann::json& line : std::exchange(lines_, {})) write_metrics(line);
-}
-
 /// What would be lost if a second signal ended the run now.
 void Trainer::tell_signals() {
   signals_.set_progress(progress_.step, saver_->saved_step().value_or(first_step_));
 }
 
-/// What was asked of any rank: all of them stop, or save, after the same step.
+/// What was asked of any rank, or holds for any: all of them stop, or save, after the same step.
 Trainer::Asked Trainer::asked_of_any() {
-  std::array<int32_t, 2> asked = {signals_.received() != nullptr ? 1 : 0,
-                                  first_rank() && saver_->try_again() ? 1 : 0};
+  const RefusedProducts& refused = refused_products(model_.executor());
+  std::array<int32_t, 4> asked = {signals_.received() != nullptr ? 1 : 0,
+                                  first_rank() && saver_->try_again() ? 1 : 0,
+                                  refused.count > 0 ? 1 : 0, data_.verification->reading() ? 1 : 0};
   if (Communicator* const world = model_.parallel().world; world != nullptr) {
-    const Tensor flags(asked.data(), DType::i32, Device::cpu, {2});
+    const Tensor flags(asked.data(), DType::i32, Device::cpu, {4});
     world->all_reduce(model_.executor(), flags, flags, ReduceOp::max).wait(model_.executor());
   }
-  return {.stop = asked[0] != 0, .save = asked[1] != 0};
+  return {.stop = asked[0] != 0,
+          .save = asked[1] != 0,
+          .refused_products = asked[2] != 0,
+          .unverified = asked[3] != 0};
 }
 
 void Trainer::log_start() {
@@ -152,16 +148,21 @@ void Trainer::log_start() {
   if (!data_.no_val.empty()) log_.warn("nothing is evaluated: {}", data_.no_val);
 }
 
-Trainer::Outcome Trainer::end(Outcome outcome) {
-  const std::string lost = metrics_ ? metrics_->finish() : "";
-  if (!lost.empty()) log_.warn("{}", lost);
-  return outcome;
+Trainer::Outcome Trainer::run() {
+  try {
+    const Outcome outcome = make_steps();
+    if (records_) records_->finish();
+    return outcome;
+  } catch (...) {
+    if (records_) records_->finish();
+    throw;
+  }
 }
 
-Trainer::Outcome Trainer::run() {
+Trainer::Outcome Trainer::make_steps() {
   if (progress_.step >= config_.train.steps) {
     log_.info("already trained to step {}; raise train.steps to go on", progress_.step);
-    return end(Outcome::finished);
+    return Outcome::finished;
   }
   if (first_rank()) {
     make_run_folder(config_);
@@ -185,15 +186,16 @@ Trainer::Outcome Trainer::run() {
     tell_signals();
     const Asked asked =
         asked_of_any();  // weights of other replicas may still be on their way before it
+    unverified_ = asked.unverified;
     // A skipped step is not saved: the run stops with the next one that is applied.
     const bool stop = asked.stop && !last && state.fault() == StepFault::none;
     if (due(progress_.step, config_.parallel.check_replicas)) check_replicas();
     interval.steps += 1;
     interval.seconds += seconds_since(begin);
 
-    open_records(start);
+    if (records_) records_->open(start);
     if (state.nonfinite != 0) handle_nonfinite(state);
-    say_refused_products();
+    say_refused_products(asked.refused_products);
     if (last || progress_.step == 1 || due(progress_.step, config_.log.every)) {
       log_step(state, interval);
     }
@@ -210,16 +212,14 @@ Trainer::Outcome Trainer::run() {
     if (stop) {
       log_.info("stopped by {} after step {}. To go on: {}", stopped_by, progress_.step,
                 options_.resume_command);
-      return end(Outcome::interrupted);
+      return Outcome::interrupted;
     }
   }
-  return end(Outcome::finished);
+  return Outcome::finished;
 }
 
 void Trainer::write_metrics(const nlohmann::json& line) {
-  if (!metrics_ && first_rank()) lines_.push_back(line);
-  const std::string said = metrics_ ? metrics_->write(line) : "";
-  if (!said.empty()) log_.warn("{}", said);
+  if (records_) records_->write(line);
 }
 
 void Trainer::log_step(const StepState& state, Interval& interval) {
@@ -247,11 +247,13 @@ void Trainer::log_step(const StepState& state, Interval& interval) {
 }
 
 /// Once: what a step multiplies it multiplies in every step.
-void Trainer::say_refused_products() {
-  const RefusedProducts& refused = refused_products(model_.executor());
-  if (refused.count == 0 || said_refused_products_) return;
-  said_refused_products_ = true;
-  log_.warn("{}", describe(refused));
+void Trainer::say_refused_products(bool of_any) {
+  if (!of_any || std::exchange(said_refused_products_, true)) return;
+  const RefusedProducts& mine = refused_products(model_.executor());
+  log_.warn("{}", mine.count > 0
+                      ? describe(mine)
+                      : "oneDNN of another rank did not take some matrix products: the packed "
+                        "product computed them, in the accumulator type's arithmetic");
 }
 
 void Trainer::handle_nonfinite(const StepState& state) {
@@ -332,6 +334,7 @@ void Trainer::save_before(const UnusableBatch& reason) {
 /// waits until all of them have verified theirs.
 void Trainer::require_verified_data() {
   if (data_verified_) return;
+  if (unverified_) log_.info("waiting until the data is verified, then saving");
   data_.verification->finish();
   constexpr bool kUnwatched = false;  // large shards on slow disks take as long as they take
   Communicator* const world = model_.parallel().world;
@@ -342,10 +345,16 @@ void Trainer::require_verified_data() {
 /// occasion: what the step is, where it is the last to be saved.
 void Trainer::save(Saving saving, const std::string& occasion) {
   if (saver_->saved_step() == progress_.step) return;
+  if (saving == Saving::last) {
+    saver_->require_fit(progress_, occasion);
+  } else if (!saver_->fit(progress_)) {
+    return;
+  }
   require_verified_data();
   check_replicas();
+  if (records_) records_->try_again();
   if (saving == Saving::last) {
-    saver_->save_or_throw(progress_, occasion);
+    saver_->save_or_throw(progress_);
   } else {
     saver_->save(progress_);
   }

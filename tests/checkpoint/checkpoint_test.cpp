@@ -210,8 +210,9 @@ TEST_F(CheckpointTest, AFileOtherThanItsRecordIsNotCommitted) {
   writer.add_state({});
   test::write_file(writer.folder() / kModelFile, "not what was meant");
   writer.add_tensors(kModelFile, record_of("what was meant, all"));
-  EXPECT_THAT(error_of([&] { writer.commit(1); }),
-              HasSubstr("right after it was written: model.safetensors was altered or torn"));
+  EXPECT_THAT([&] { writer.commit(1); },
+              testing::ThrowsMessage<IoError>(
+                  HasSubstr("right after it was written: model.safetensors was altered or torn")));
   EXPECT_THAT(list_step_folders(checkpoints()), ElementsAre(step(1)));
 }
 

@@ -125,6 +125,36 @@ TEST_F(FullDisk, MetricsThatCannotBeWrittenDoNotEndARun) {
   EXPECT_THAT(checkpoints(), testing::ElementsAre("step-00000002", "step-00000004"));
 }
 
+TEST_F(FullDisk, ARunThatGoesOnWithoutRoomForItsRecordsWritesThemLater) {
+  ASSERT_EQ(train("train.steps=2 log.every=1").wait().exit_code, 0) << log();
+  // More than fits under the limit, and a line that is to be dropped: the file has to be copied.
+  std::ofstream(run() / "metrics.jsonl", std::ios::app)
+      << "{\"event\":\"note\",\"note\":\"" << std::string(20000, 'x')
+      << "\"}\n{\"event\":\"train\",\"step\":9}\n";
+  // Few lines on the way: the log is under the limit, too.
+  GradusProcess process = train_limited("train.steps=1000000 checkpoint.every=500 log.every=500");
+  await_log(process, "metrics.jsonl: cannot write: File too large; its lines are kept");
+  await_log(process, "step 500 is not saved: ");
+  const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+  ASSERT_EQ(::prlimit(process.pid(), RLIMIT_FSIZE, &unlimited, nullptr), 0);
+  await_log(process, "run/metrics.jsonl is written again");
+  process.send(SIGTERM);
+  EXPECT_EQ(process.wait().exit_code, 0) << log();
+  std::vector<int64_t> steps;
+  for (const auto& line : test::metrics_of(run(), "train")) steps.push_back(line.at("step"));
+  ASSERT_GE(steps.size(), 3u);
+  steps.resize(3);
+  EXPECT_THAT(steps, testing::ElementsAre(1, 2, 500)) << "what came behind step 2 is dropped";
+}
+
+TEST_F(FullDisk, LinesThatAreLostAreSaidHoweverARunEnds) {
+  fs::create_directory(run());
+  fs::create_symlink("/dev/full", run() / "metrics.jsonl");
+  const ProcessResult result = train_limited("train.steps=3 log.every=1 checkpoint.every=0").wait();
+  EXPECT_EQ(result.exit_code, 1) << "its weights do not fit";
+  EXPECT_THAT(log(), HasSubstr("run/metrics.jsonl: 3 lines could not be written and are lost"));
+}
+
 TEST_F(FullDisk, AMetricsFileThatIsNotOneIsRepairedWhenARunGoesOn) {
   ASSERT_EQ(train("train.steps=2 log.every=1").wait().exit_code, 0) << log();
   std::ofstream(run() / "metrics.jsonl", std::ios::app) << "{\"step\":\"x\"}\n{\"event\":\"tra";

@@ -63,6 +63,7 @@ TEST_F(ShardVerificationTest, OthersAreVerifiedInTheBackgroundAndFinishTells) {
       AllOf(HasSubstr(bad.path().string()), HasSubstr("do not match their checksum")));
   EXPECT_THAT([&] { verification.finish(); }, message);
   EXPECT_TRUE(verification.finished());
+  EXPECT_FALSE(verification.reading());
   EXPECT_THAT([&] { verification.check(); }, message);
   EXPECT_THAT([&] { verification.finish(); }, message) << "and it stays so";
 

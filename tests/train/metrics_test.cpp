@@ -3,17 +3,21 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <csignal>
 #include <fstream>
+#include <memory>
+#include <sstream>
 #include <string>
 
 #include "core/arena.h"
-#include "core/error.h"
 #include "support/temp_dir.h"
 #include "train/metrics_history.h"
+#include "train/run_records.h"
 
 namespace gradus {
 namespace {
@@ -22,6 +26,7 @@ namespace fs = std::filesystem;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::MatchesRegex;
 using testing::SizeIs;
 
 std::string line(int64_t step, const std::string& event = "train") {
@@ -145,13 +150,14 @@ TEST_F(Metrics, ALinkIsFollowedAndStays) {
 TEST_F(Metrics, ADeviceOrPipeIsNeitherReadNorReplacedNorWaitedFor) {
   for (const char* device : {"/dev/full", "/dev/zero"}) {
     fs::create_symlink(device, file());
-    const MetricsFile metrics(file(), 2);
-    EXPECT_THAT(metrics.warnings(), IsEmpty());
+    MetricsFile metrics(file(), 2);
+    metrics.try_again();
+    EXPECT_THAT(metrics.take_warnings(), IsEmpty());
     EXPECT_TRUE(fs::is_symlink(file()));
     fs::remove(file());
   }
   ASSERT_EQ(::mkfifo(file().c_str(), 0600), 0);
-  EXPECT_THROW(MetricsFile(file(), 2), IoError) << "nobody reads it";
+  EXPECT_THAT(MetricsFile(file(), 2).try_again(), HasSubstr("cannot write")) << "nobody reads it";
 }
 
 // Writing
@@ -212,8 +218,9 @@ TEST_F(Metrics, WhatFitsOfSeveralKeptLinesIsWritten) {
   const FullDisk full(2 * size + 1);
   EXPECT_EQ(metrics.write(json(4)), "");
   EXPECT_EQ(text(), json(1).dump() + "\n" + json(2).dump() + "\n");
-  EXPECT_THAT(metrics.finish(), HasSubstr("2 lines could not be written and are lost: File too "
-                                          "large"));
+  EXPECT_THAT(metrics.finish(),
+              MatchesRegex(".*2 lines could not be written and are lost: .*: File "
+                           "too large"));
 }
 
 TEST_F(Metrics, WhatIsKeptIsBounded) {
@@ -227,9 +234,56 @@ TEST_F(Metrics, WhatIsKeptIsBounded) {
   EXPECT_THAT(metrics.finish(), HasSubstr("1000 lines could not be written and are lost"));
 }
 
-TEST_F(Metrics, AFileThatCannotBeOpenedIsNamed) {
+TEST_F(Metrics, LinesAreKeptWhileTheFileCannotBeOpened) {
   fs::create_directory(file());
-  EXPECT_THROW(MetricsFile(file(), 0), IoError);
+  MetricsFile metrics(file(), 0);
+  EXPECT_THAT(metrics.write(json(1)),
+              MatchesRegex("cannot write .*metrics.jsonl: Is a directory; its lines are kept, .*"));
+  EXPECT_EQ(metrics.write(json(2)), "") << "said once";
+  fs::remove(file());
+  EXPECT_THAT(metrics.try_again(),
+              HasSubstr("is written again, with the 2 lines that had been kept"));
+  EXPECT_EQ(text(), json(1).dump() + "\n" + json(2).dump() + "\n");
+  EXPECT_EQ(metrics.finish(), "");
+}
+
+TEST_F(Metrics, LaterLinesThatCannotBeDroppedYetAreDroppedWhenThereIsRoom) {
+  write(line(1) + line(2));
+  MetricsFile metrics(file(), 1);
+  {
+    const FullDisk full(3);
+    EXPECT_THAT(metrics.write(json(2)), HasSubstr("File too large; its lines are kept"));
+    EXPECT_EQ(text(), line(1) + line(2));
+  }
+  EXPECT_THAT(metrics.write(json(3)), HasSubstr("with the 1 line that had been kept"));
+  EXPECT_EQ(text(), line(1) + json(2).dump() + "\n" + json(3).dump() + "\n");
+}
+
+// What is written down beside the metrics
+
+TEST_F(Metrics, ARunsRecordsWaitForRoomOnTheDisk) {
+  Config config;
+  config.run.dir = folder().string();
+  std::ostringstream said;
+  spdlog::logger log("log", std::make_shared<spdlog::sinks::ostream_sink_st>(said));
+  RunRecords records(config, log);
+  records.write(json(0));
+  EXPECT_FALSE(fs::exists(file())) << "no step was made";
+  {
+    const FullDisk full(0);
+    records.open({});
+    records.write(json(1));
+    EXPECT_FALSE(fs::exists(folder() / "config.yaml"));
+    EXPECT_THAT(said.str(), HasSubstr("config.yaml"));
+    EXPECT_THAT(said.str(), HasSubstr("cannot write"));
+    const std::string before = said.str();
+    records.write(json(2));
+    records.try_again();
+    EXPECT_EQ(said.str(), before) << "said once";
+  }
+  records.try_again();
+  EXPECT_TRUE(fs::exists(folder() / "config.yaml"));
+  EXPECT_EQ(text(), json(0).dump() + "\n" + json(1).dump() + "\n" + json(2).dump() + "\n");
 }
 
 }  // namespace

@@ -170,7 +170,7 @@ TEST_F(SaveTogether, APageOfTwoRanksIsTornAndFoundByChecksumsFromMemory) {
   save(1);
   const ClientCache cache;
   EXPECT_THAT(errors_of_saving(2, kPageBytes / 2 + 100),
-              Each(AllOf(HasSubstr("checkpoint error: rank 0: "), HasSubstr(kModelFile),
+              Each(AllOf(HasSubstr("i/o error: rank 0: "), HasSubstr(kModelFile),
                          HasSubstr("right after it was written"))));
   expect_only_step_1();
   expect_whole(1);
