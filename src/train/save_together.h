@@ -20,7 +20,8 @@ namespace gradus {
 /// is that of the bytes in that rank's memory.
 ///
 /// Where one rank fails, all of them throw what the lowest that did has to say (IoError, or
-/// CheckpointError for what no disk is to blame for), the folder is removed, and earlier checkpoints are as they were.
+/// CheckpointError for what no disk is to blame for), the folder is removed, and earlier
+/// checkpoints are as they were.
 SaveResult save_together(const std::filesystem::path& run, const CheckpointContents& contents,
                          int64_t keep, Executor& x, Communicator& world,
                          int64_t block_bytes = kBlockBytes);
