@@ -42,6 +42,8 @@ class InputFile {
   struct Identity {
     uint64_t device = 0;
     uint64_t inode = 0;
+    // Clang-tidy takes the 0 that a defaulted comparison is made with for a null pointer.
+    // NOLINTNEXTLINE(modernize-use-nullptr)
     auto operator<=>(const Identity&) const = default;
   };
   Identity identity() const { return identity_; }

@@ -31,6 +31,8 @@ struct Part {
   int64_t first = 0;      ///< within that, of this replica's shard
   int64_t count = 0;
 
+  // Clang-tidy takes the 0 that a defaulted comparison is made with for a null pointer.
+  // NOLINTNEXTLINE(modernize-use-nullptr)
   auto operator<=>(const Part&) const = default;
 };
 
