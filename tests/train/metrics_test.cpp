@@ -228,9 +228,11 @@ TEST_F(Metrics, WhatIsKeptIsBounded) {
   MetricsFile metrics(file(), 0);
   const std::string text(1 << 16, 'x');
   EXPECT_THAT(metrics.write(json(0, text)), HasSubstr("No space left on device"));
-  const int64_t before = peak_resident_memory();
+  [[maybe_unused]] const int64_t before = peak_resident_memory();
   for (int64_t step = 1; step < 1000; ++step) metrics.write(json(step, text));
+#ifndef __SANITIZE_ADDRESS__  // which keeps what was freed
   EXPECT_LT(peak_resident_memory() - before, int64_t{32} << 20);
+#endif
   EXPECT_THAT(metrics.finish(), HasSubstr("1000 lines could not be written and are lost"));
 }
 
