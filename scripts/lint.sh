@@ -12,6 +12,8 @@ files=("${files[@]/#/$root/}")
 
 enter_output_dir build/release
 configure release build/release
+# What the sources include of what a build makes: a fresh clone has none of it yet.
+cmake --build build/release --target gradus_commit >/dev/null
 
 # Findings go to stdout. On stderr clang-tidy counts warnings it suppressed, which is noise, but also says
 # why it could not run, so that is shown when it fails. Clang does not know all of GCC's warning options.
