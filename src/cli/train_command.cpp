@@ -29,7 +29,7 @@ std::shared_ptr<spdlog::logger> make_log(const Bootstrap& bootstrap) {
 
 int train(Bootstrap& bootstrap, const std::string& program, const ConfigArguments& arguments) {
   std::signal(SIGPIPE, SIG_IGN);  // a run does not end with whoever reads what it says
-  StopSignals signals(bootstrap.rank() == 0);
+  StopSignals signals(bootstrap.rank() == 0, bootstrap.size());
   const Config config = arguments.load(bootstrap);
   if (!arguments.sets("run.dir")) refuse_copied_record(arguments.file, config);
   const std::shared_ptr<spdlog::logger> log = make_log(bootstrap);

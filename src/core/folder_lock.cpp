@@ -87,9 +87,11 @@ bool FolderLock::take(std::string_view what) {
   make_folder(what);
   descriptor_ = ::open(file_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (descriptor_ < 0) {
-    if (errno == ENOENT && !fs::exists(folder_)) return false;
+    const int reason = errno;
+    std::error_code ignored;
+    if (reason == ENOENT && !fs::exists(folder_, ignored)) return false;
     throw IoError("{} {}: cannot make its lock {}: {}", what, folder_.string(), file_.string(),
-                  std::strerror(errno));
+                  std::strerror(reason));
   }
   const int reason = lock(descriptor_);
   if (reason == EWOULDBLOCK) {
@@ -120,6 +122,10 @@ void FolderLock::make_folder(std::string_view what) {
     if (path.has_filename()) missing.push_back(path);  // not the end of "folder/"
   }
   if (!error) fs::create_directories(folder_, error);
+  if (std::error_code ignored; error && fs::is_symlink(folder_, ignored)) {
+    throw IoError("cannot create {} {}: it is a link that leads to no folder", what,
+                  folder_.string());
+  }
   if (error) throw IoError("cannot create {} {}: {}", what, folder_.string(), error.message());
   for (auto path = missing.rbegin(); path != missing.rend(); ++path) {
     if (std::ranges::find(made_, *path) == made_.end()) made_.push_back(*path);

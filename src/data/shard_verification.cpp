@@ -27,7 +27,10 @@ void ShardVerification::verify_later(const std::stop_token& stop) {
   // polite.
   ::setpriority(PRIO_PROCESS, 0, 19);
   try {
-    for (const TokenShard* shard : later_) shard->verify(stop);
+    for (const TokenShard* shard : later_) {
+      if (stop.stop_requested()) return;
+      shard->verify(stop);
+    }
   } catch (...) {
     const std::scoped_lock lock(mutex_);
     error_ = std::current_exception();

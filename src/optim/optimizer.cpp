@@ -172,10 +172,11 @@ std::string Optimizer::describe_overflow() const {
   }
   const StepState step = state();
   return fmt::format(
-      "AdamW's update might leave the range of {}: gradient norm {:.3g}, clipped by {:.3g}, "
+      "AdamW's update might leave the range of {}: gradient norm {:.3g}{}, "
       "learning rate {:.3g}, weight decay {:.3g}, largest weight {:.3g}, largest moments {:.3g} "
       "and {:.3g}",
-      to_string(parameters_.precision().master), step.grad_norm, step.clip_scale, step.lr,
+      to_string(parameters_.precision().master), step.grad_norm,
+      config_.clip_norm > 0.0 ? fmt::format(" clipped to {:.3g}", config_.clip_norm) : "", step.lr,
       config_.weight_decay, of(Largest::weight), of(Largest::first_moment),
       of(Largest::second_moment));
 }

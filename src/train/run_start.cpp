@@ -73,8 +73,10 @@ Checkpoint start_or_go_on(const Config& config, std::vector<std::string>& refuse
       if (!own) {
         remarks.push_back(fmt::format(
             "checkpoint.resume: {} is where a run starts, and {} has checkpoints of its own: it "
-            "goes on from its newest, of step {} (to start from there again, set another run.dir)",
-            given.string(), run.string(), newest->step()));
+            "goes on from its newest, of step {} (to start from there again, set another "
+            "run.dir{})",
+            given.string(), run.string(), newest->step(),
+            std::filesystem::exists(given, error) ? "" : "; there is nothing at that path now"));
       }
       return *std::move(newest);
     }
@@ -137,6 +139,11 @@ void check_run_folder(const Config& config) {
   if (error == std::errc::not_a_directory ||
       (std::filesystem::exists(status) && !std::filesystem::is_directory(status))) {
     throw IoError("run.dir {} cannot be a folder: it, or what it lies in, is a file; set another",
+                  run.string());
+  }
+  if (const auto whole = std::filesystem::weakly_canonical(run, error);
+      whole.has_root_path() && whole == whole.root_path()) {
+    throw IoError("run.dir {} is the root of the file system: name a folder of the run's own",
                   run.string());
   }
 }

@@ -30,6 +30,7 @@ struct Word {
   std::atomic<int> received{0};
   std::atomic<int64_t> first{0};  ///< when, in milliseconds; 0: none came
   std::atomic<bool> speaks{false};
+  std::atomic<bool> launched{false};
   std::atomic<bool> terminal{false};
   std::atomic<bool> training{false};
   std::atomic<int64_t> step{0};
@@ -101,9 +102,10 @@ void end_by(int signal) {
 
 void say_first(int signal) {
   if (!word.speaks) return;
-  (line_of(signal)
-   << ": stopping after this step, or the next that is applied, which is then saved; "
-   << (signal == SIGINT ? "again" : "SIGINT (Ctrl-C)") << " to quit now\n")
+  (line_of(signal) << ": stopping after this step, or the next that is applied, which is then saved"
+                   << (signal == SIGTERM && word.launched ? " if the launcher leaves the time; "
+                                                          : "; ")
+                   << (signal == SIGINT ? "again" : "SIGINT (Ctrl-C)") << " to quit now\n")
       .say();
 }
 
@@ -138,11 +140,12 @@ extern "C" void answer(int signal) {
 
 }  // namespace
 
-StopSignals::StopSignals(bool speaks) {
+StopSignals::StopSignals(bool speaks, int64_t ranks) {
   word.received = 0;
   word.first = 0;
   word.training = false;
   word.speaks = speaks;
+  word.launched = ranks > 1;
   word.terminal = ::isatty(STDERR_FILENO) == 1;
   set_progress(0, 0);
   struct sigaction action {};

@@ -20,8 +20,9 @@ namespace gradus {
 /// order to end them within a second.
 class StopSignals {
  public:
-  /// speaks: whether this rank answers, for all.
-  explicit StopSignals(bool speaks);
+  /// speaks: whether this rank answers, for all. ranks: of the run; whoever started several decides
+  /// how long they have after a SIGTERM.
+  StopSignals(bool speaks, int64_t ranks);
   ~StopSignals();
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;

@@ -34,6 +34,14 @@ double shown(double value) {
   return std::isnan(value) ? std::numeric_limits<double>::quiet_NaN() : value;
 }
 
+/// The same with so many decimals; of a run that has blown up, as a power of ten.
+std::string decimal(double value, int places) {
+  constexpr double kMostInDigits = 1e7;
+  return std::abs(value) < kMostInDigits || !std::isfinite(value)
+             ? fmt::format("{:.{}f}", shown(value), places)
+             : fmt::format("{:.{}e}", value, places);
+}
+
 /// JSON has no NaN and no infinities.
 nlohmann::json number(double value) {
   return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
@@ -241,9 +249,9 @@ void Trainer::log_step(const StepState& state, Interval& interval) {
                  {"baseline_bytes", baseline_bytes_},
                  {"resident_bytes", resident_memory()},
                  {"peak_bytes", peak_resident_memory()}});
-  log_.info("step {:>6}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {:.1f} ms  {:.0f} tokens/s",
-            progress_.step, config_.train.steps, shown(state.loss), shown(state.grad_norm),
-            state.lr, step_ms, tokens_per_s);
+  log_.info("step {:>6}/{}  loss {}  norm {}  lr {:.2e}  {:.1f} ms  {:.0f} tokens/s",
+            progress_.step, config_.train.steps, decimal(state.loss, 4),
+            decimal(state.grad_norm, 3), state.lr, step_ms, tokens_per_s);
 }
 
 /// Once: what a step multiplies it multiplies in every step.
@@ -301,8 +309,8 @@ void Trainer::evaluate_if_due() {
                  {"loss", number(result.loss)},
                  {"perplexity", number(perplexity)},
                  {"targets", result.targets}});
-  log_.info("step {:>6}  validation loss {:.4f}  perplexity {:.3f}  ({})", progress_.step,
-            shown(result.loss), shown(perplexity), counted(result.targets, "token"));
+  log_.info("step {:>6}  validation loss {}  perplexity {}  ({})", progress_.step,
+            decimal(result.loss, 4), decimal(perplexity, 3), counted(result.targets, "token"));
 }
 
 /// Copies that have drifted apart are neither trained on nor saved.

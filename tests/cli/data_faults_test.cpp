@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "data/dataset.h"
@@ -61,9 +60,7 @@ class DataFaults : public testing::Test {
   }
 
   void await_step(GradusProcess& process, size_t step) const {
-    while (process.running() && test::metrics_of(folder() / "run", "train").size() < step) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
-    }
+    process.run_until([&] { return test::metrics_of(folder() / "run", "train").size() >= step; });
     ASSERT_TRUE(process.running()) << process.wait().text();
   }
 
@@ -184,9 +181,7 @@ TEST_F(DataFaults, AnInterruptedPreparationLeavesTheOlderDataAndNothingElse) {
     const auto begun = [&] {
       return std::ranges::any_of(names(), [](const auto& name) { return name.ends_with(".tmp"); });
     };
-    while (process.running() && !begun()) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
+    process.run_until(begun);
     EXPECT_TRUE(process.running());
     process.send(signal);
     return process.wait();

@@ -7,11 +7,9 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <chrono>
 #include <csignal>
 #include <fstream>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "gradus_process.h"
@@ -60,9 +58,7 @@ class FullDisk : public testing::Test {
     return fs::exists(folder() / "log") ? test::read_file(folder() / "log") : "";
   }
   void await_log(GradusProcess& process, const std::string& text) const {
-    while (process.running() && log().find(text) == std::string::npos) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
-    }
+    process.run_until([&] { return log().find(text) != std::string::npos; });
     ASSERT_THAT(log(), HasSubstr(text));
   }
   std::vector<std::string> checkpoints() const {

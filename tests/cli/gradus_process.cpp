@@ -132,6 +132,12 @@ bool GradusProcess::running() {
   return false;
 }
 
+void GradusProcess::run_until(const std::function<bool()>& met) {
+  while (running() && !met()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
+  }
+}
+
 std::string GradusProcess::out_so_far() const { return fs::exists(out_) ? read_file(out_) : ""; }
 
 ProcessResult GradusProcess::wait() {

@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,8 @@ class GradusProcess {
   /// The processes that this one started: mpirun's ranks, in the order of their ids.
   std::vector<pid_t> children() const;
   bool running();
+  /// Lets it run until `met` holds, or to its end.
+  void run_until(const std::function<bool()>& met);
   /// What it has written to standard output.
   std::string out_so_far() const;
   /// Waits for the end; after five minutes kills the process and throws.

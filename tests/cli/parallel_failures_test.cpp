@@ -80,9 +80,7 @@ void limit_files(const std::vector<pid_t>& processes, rlim_t bytes) {
 
 TEST_F(ParallelFailures, WhatCannotBeSavedIsGivenUpByAllAndTriedAgain) {
   const auto await = [](GradusProcess& process, const std::string& text) {
-    while (process.running() && process.out_so_far().find(text) == std::string::npos) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
-    }
+    process.run_until([&] { return process.out_so_far().find(text) != std::string::npos; });
     ASSERT_THAT(process.out_so_far(), HasSubstr(text));
   };
   GradusProcess process = start(2, {"parallel.tp=2", "train.steps=1000000", "checkpoint.every=50",
@@ -94,10 +92,8 @@ TEST_F(ParallelFailures, WhatCannotBeSavedIsGivenUpByAllAndTriedAgain) {
   EXPECT_THAT(process.out_so_far(), HasSubstr("File too large; the run goes on, "));
   ASSERT_NO_FATAL_FAILURE(limit_files(ranks, RLIM_INFINITY));
   const size_t refused = process.out_so_far().size();
-  while (process.running() &&
-         process.out_so_far().find("saved run/", refused) == std::string::npos) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
-  }
+  process.run_until(
+      [&] { return process.out_so_far().find("saved run/", refused) != std::string::npos; });
   ASSERT_TRUE(process.running());
   // And where the end cannot be saved, that is the error.
   ASSERT_NO_FATAL_FAILURE(limit_files(ranks, 16384));

@@ -71,9 +71,7 @@ class ParallelRuns : public testing::Test {
   /// Waits until the run has reported a step.
   void await_step(test::GradusProcess& process, const std::filesystem::path& run,
                   size_t step) const {
-    while (process.running() && test::metrics_of(run, "train").size() < step) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
-    }
+    process.run_until([&] { return test::metrics_of(run, "train").size() >= step; });
     ASSERT_TRUE(process.running()) << process.wait().text();
   }
 

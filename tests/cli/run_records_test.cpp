@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <iostream>
@@ -13,7 +12,6 @@
 #include <regex>
 #include <set>
 #include <sstream>
-#include <thread>
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
@@ -349,9 +347,7 @@ TEST_F(PoisonedRun, StoppedItMakesTheStepsThatMayBeSkippedAndEndsWithTheOlderChe
   std::vector<std::string> arguments =
       with({"train", "config.yaml", "train.steps=1000000", "train.max_skipped_steps=1000"});
   test::GradusProcess process(folder(), arguments);
-  while (process.running() && test::metrics_of(run(), "skipped").size() < 3) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // cores are for the run
-  }
+  process.run_until([&] { return test::metrics_of(run(), "skipped").size() >= 3; });
   process.send(SIGTERM);
   const ProcessResult result = process.wait();
   EXPECT_EQ(result.exit_code, 1) << result.text();
@@ -379,6 +375,7 @@ TEST_F(RunRecords, ARunThatBlowsUpKeepsTheCheckpointsFromBefore) {
   const std::vector<std::string> kept = checkpoints_of(run());
   ASSERT_FALSE(kept.empty());
   EXPECT_EQ(kept.back(), fmt::format("step-{:08}", first - 1)) << "that of the last good step";
+  EXPECT_FALSE(std::regex_search(result.text(), std::regex("[0-9]{12}"))) << result.text();
 }
 
 // A folder that nothing happens to

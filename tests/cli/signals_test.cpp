@@ -30,10 +30,6 @@ using test::ProcessResult;
 using testing::HasSubstr;
 using testing::Not;
 
-void pause_briefly() {
-  std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
-}
-
 /// A pipe that holds little and is read when the test says so: who writes more waits, at a place
 /// that the test knows.
 class SlowReader {
@@ -60,7 +56,9 @@ class SlowReader {
   ProcessResult drain(GradusProcess& process) const {
     std::array<char, kBytes> bytes{};
     while (process.running()) {
-      if (::read(descriptor_, bytes.data(), bytes.size()) <= 0) pause_briefly();
+      if (::read(descriptor_, bytes.data(), bytes.size()) <= 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));  // cores are for the run
+      }
     }
     return process.wait();
   }
@@ -105,11 +103,11 @@ class Signals : public testing::Test {
     return fs::exists(folder() / "said") ? test::read_file(folder() / "said") : "";
   }
   void await_said(GradusProcess& process, const std::string& text) const {
-    while (process.running() && said().find(text) == std::string::npos) pause_briefly();
+    process.run_until([&] { return said().find(text) != std::string::npos; });
     ASSERT_THAT(said(), HasSubstr(text));
   }
   void await_step(GradusProcess& process) const {
-    while (process.running() && test::metrics_lines(run()).empty()) pause_briefly();
+    process.run_until([&] { return !test::metrics_lines(run()).empty(); });
     ASSERT_TRUE(process.running()) << process.wait().text() << said();
   }
   std::string lock() const {
@@ -133,7 +131,7 @@ class SignalsToAWaitingRun : public Signals {
     Signals::SetUp();
     reader_.emplace(folder() / "out");
     process_.emplace(train(">out"));
-    while (process_->running() && !reader_->full()) pause_briefly();
+    process_->run_until([&] { return reader_->full(); });
     ASSERT_TRUE(process_->running()) << said();
   }
   ProcessResult drain() { return reader_->drain(*process_); }
@@ -236,7 +234,7 @@ TEST_F(Signals, BeforeTrainingBeginsTheyEndItAtOnce) {
     reader.fill();  // its first line, that it goes on from a checkpoint, waits for a reader
     GradusProcess process = train(">" + pipe.string(), "train.steps=6");
     const std::string holder = fmt::format("process {} on", process.pid());
-    while (process.running() && lock().find(holder) == std::string::npos) pause_briefly();
+    process.run_until([&] { return lock().find(holder) != std::string::npos; });
     process.send(signal);
     const ProcessResult result = process.wait();
     EXPECT_EQ(result.signal, signal) << result.exit_code << said();

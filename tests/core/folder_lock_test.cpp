@@ -136,6 +136,8 @@ TEST(FolderLock, WhatCannotBeMadeIsNamed) {
   fs::create_directories(dir / "run/.lock");
   EXPECT_THAT(refusal(dir / "run"),
               AllOf(HasSubstr("cannot make its lock"), HasSubstr("run/.lock: Is a directory")));
+  fs::create_symlink("nowhere/run", dir / "link");
+  EXPECT_THAT(refusal(dir / "link"), HasSubstr("link: it is a link that leads to no folder"));
 }
 
 TEST(FolderLock, OfManyAtOnceOneHoldsItAtATime) {

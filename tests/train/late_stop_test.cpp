@@ -72,7 +72,7 @@ class LateStop : public testing::Test {
     config_.train.steps = steps;
     Parallelism parallel(mesh_, {});
     spdlog::logger quiet("quiet");
-    StopSignals signals(false);
+    StopSignals signals(false, 1);
     Trainer trainer({.config = config_}, x_, parallel, quiet, signals);
     const BadStep observer(x_, bad, test::job().rank() == test::job().size() - 1);
     std::string end;

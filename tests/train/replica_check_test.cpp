@@ -199,7 +199,7 @@ TEST(ReplicaCheck, ARunWithCopiesThatDifferEndsBeforeItSaves) {
   config.parallel.zero = 0;
   Parallelism parallel(mesh, {.zero = 0});
   spdlog::logger quiet("quiet");
-  StopSignals signals(false);
+  StopSignals signals(false, 1);
   Trainer trainer({.config = config}, x, parallel, quiet, signals);
   // Some 50 tensors are written in a step: the fault comes behind the first checkpoints.
   std::optional<FlipsInUpdate> fault;

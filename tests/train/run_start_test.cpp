@@ -97,6 +97,7 @@ TEST_F(RunStart, TheSameCommandAgainGoesOnFromTheRunsOwnNewest) {
     }
     // What the run started from may be gone or damaged by then.
     EXPECT_EQ(start(dir_ / "gone/checkpoints/step-00000100"), newest);
+    EXPECT_THAT(remarks_, ElementsAre(HasSubstr("there is nothing at that path now")));
     EXPECT_EQ(start(Resume::Mode::automatic), newest);
     EXPECT_THAT(remarks_, IsEmpty());
     EXPECT_THAT(start(Resume::Mode::never), HasSubstr("config error: checkpoint.resume is never"));
@@ -119,6 +120,16 @@ TEST_F(RunStart, ThroughLinksTheFolderIsTheSame) {
   config.run.dir = (dir_ / "link").string();
   config.checkpoint.resume = {Resume::Mode::from_path, (dir_ / "a").string()};
   EXPECT_EQ(checkpoint_to_resume(config, remarks_)->step(), 150);
+}
+
+TEST_F(RunStart, TheRootOfTheFileSystemIsNoRunFolder) {
+  for (const char* root : {"/", "//", "/.", "/proc/.."}) {
+    Config config;
+    config.run.dir = root;
+    EXPECT_THAT([&] { check_run_folder(config); },
+                testing::ThrowsMessage<IoError>(HasSubstr("is the root of the file system")))
+        << root;
+  }
 }
 
 TEST_F(RunStart, ItsOwnOlderStepIsRefused) {
