@@ -31,25 +31,25 @@ add_library(gradus_options INTERFACE)
 target_include_directories(gradus_options INTERFACE "${PROJECT_SOURCE_DIR}/src")
 # -ffp-contract=off: a multiply and an add fuse only where the source says so, which keeps the
 # results of one source independent of how the compiler happens to arrange it.
-target_compile_options(gradus_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow
-                                                -Wnon-virtual-dtor -ffp-contract=off)
+# All of these are for C++: nvcc, which calls the same compiler for its host side, knows none of them.
+set(options -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -ffp-contract=off)
 # GCC 12's flow analysis reports writes in fmt 9's and libstdc++'s templates that cannot happen.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  target_compile_options(gradus_options INTERFACE -Wno-stringop-overflow -Wno-stringop-overread
-                                                  -Wno-array-bounds -Wno-maybe-uninitialized
-                                                  -Wno-restrict)
+  list(APPEND options -Wno-stringop-overflow -Wno-stringop-overread -Wno-array-bounds
+                      -Wno-maybe-uninitialized -Wno-restrict)
 endif()
 # Designated initialisers leave members to their defaults on purpose.
-target_compile_options(gradus_options INTERFACE -Wno-missing-field-initializers)
+list(APPEND options -Wno-missing-field-initializers)
 if(GRADUS_WERROR)
-  target_compile_options(gradus_options INTERFACE -Werror)
+  list(APPEND options -Werror)
 endif()
 if(GRADUS_SANITIZE)
-  target_compile_options(gradus_options INTERFACE "-fsanitize=${GRADUS_SANITIZE}"
-                                                  -fno-omit-frame-pointer
-                                                  -fno-sanitize-recover=all)
+  list(APPEND options "-fsanitize=${GRADUS_SANITIZE}" -fno-omit-frame-pointer
+                      -fno-sanitize-recover=all)
   target_link_options(gradus_options INTERFACE "-fsanitize=${GRADUS_SANITIZE}")
 endif()
+target_compile_options(gradus_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${options}>")
+unset(options)
 
 # gradus_library(NAME SOURCES file… LINK target…): one static library per folder of src/.
 function(gradus_library name)

@@ -10,6 +10,7 @@ packages=(
   build-essential cmake ninja-build ccache pkg-config git ca-certificates
   libdnnl-dev libhwy-dev libyaml-cpp-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
   libxxhash-dev libopenmpi-dev openmpi-bin procps
+  libboost-context-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   bible-kjv
 )
