@@ -8,10 +8,10 @@
 
 #include "bench/cuda/harness.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_case.h"
 #include "kernels/cuda/dynamic_shared.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"
-#include "tests/kernels/cuda/attention_case.h"
 
 namespace gradus::bench {
 namespace {

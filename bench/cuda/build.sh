@@ -11,10 +11,10 @@ cd "$(dirname "$0")/../.."
 NVCC=${NVCC:-/usr/local/cuda/bin/nvcc}
 ARCH=${ARCH:-90a}
 OUT=${OUT:-build/cuda_bench}
-FLAGS=(-std=c++20 -O3 -lineinfo -gencode "arch=compute_${ARCH},code=sm_${ARCH}" -I. -Isrc
+FLAGS=(-std=c++20 -O3 -lineinfo -gencode "arch=compute_${ARCH},code=sm_${ARCH}" -I. -Isrc -Itests
   -Xcompiler -Wall,-Wextra,-Wno-restrict -cudart static ${NVCC_FLAGS:-})
 # Plain C++ goes to the host compiler: nvcc's own pass does not take fmt.
-HOST=("${CXX:-g++}" -std=c++20 -O2 -DFMT_HEADER_ONLY -I. -Isrc
+HOST=("${CXX:-g++}" -std=c++20 -O2 -DFMT_HEADER_ONLY -I. -Isrc -Itests
   -isystem "$(dirname "$NVCC")/../include" -Wall -Wextra -Wno-restrict)
 mkdir -p "$OUT/objects"
 

@@ -10,9 +10,6 @@
 
 namespace gradus::cuda {
 
-/// What a block may have of dynamic shared memory before its kernel is told to allow more.
-inline constexpr size_t kDefaultSharedBytes = size_t{48} << 10;
-
 /// The shape of a launch: launch(kernel, {.grid = rows, .block = 256}, stream, arguments…).
 struct Launch {
   dim3 grid = 1;
@@ -40,7 +37,9 @@ void launch(void (*kernel)(Parameters...), const Launch& shape, cudaStream_t str
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) {
     return;
   }
-  if (shape.shared_bytes > kDefaultSharedBytes) {
+  // What the kernel declares itself counts too: together they may pass the 48 KiB that are always
+  // allowed.
+  if (shape.shared_bytes > 0) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) {

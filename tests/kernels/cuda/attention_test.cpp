@@ -6,12 +6,10 @@
 #include <random>
 #include <vector>
 
-#include "tests/kernels/cuda/attention_case.h"
+#include "kernels/cuda/attention_case.h"
 
 namespace gradus::cuda::testing {
 namespace {
-
-void PrintTo(const AttentionCase& c, std::ostream* to) { *to << c.name; }
 
 AttentionProblem problem(int B, int T_q, int T_k, int H, int H_kv, int D) {
   return {.batch = B,
@@ -106,7 +104,7 @@ TEST_P(CudaAttention, Bf16) { expect_close<__nv_bfloat16>(GetParam()); }
 TEST_P(CudaAttention, Fp16) { expect_close<__half>(GetParam()); }
 
 INSTANTIATE_TEST_SUITE_P(Cases, CudaAttention, ::testing::ValuesIn(cases()),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& test) { return test.param.name; });
 
 /// Every kernel of the table, on a shape that has whole tiles, diagonal ones and rest.
 TEST(CudaAttentionVariants, Forward) {
