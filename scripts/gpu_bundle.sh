@@ -15,7 +15,7 @@ nvcc=${NVCC:-/usr/local/cuda/bin/nvcc}
 cxx=${CXX:-g++}
 arch=${ARCH:-90a}
 build=${GRADUS_BUILD:-build/release}
-objects=$root/build/gpu_bundle_objects
+objects=$root/build/gpu_bundle_objects_$arch
 most_mib=60
 [ -x "$nvcc" ] || fail "there is no nvcc at $nvcc; NVCC names another"
 [ ! -e "$folder" ] || [ -f "$folder/bundle.txt" ] || fail "$folder is there already and is no bundle"
@@ -44,7 +44,7 @@ stale() {
 # compile SOURCE: its object. What the bench programs took in is there already.
 compile() {
   local source=$1 object
-  object=build/gpu_bundle_bench/objects/${source//\//_}.o
+  object=build/gpu_bundle_bench_$arch/objects/${source//\//_}.o
   if [ ! -f "$object" ]; then object=$objects/${source//\//_}.o; fi
   if stale "$object"; then
     case $source in
@@ -67,8 +67,8 @@ compile_all() {
 }
 
 echo "bench programs…"
-ARCH=$arch OUT=build/gpu_bundle_bench NVCC=$nvcc bench/cuda/build.sh
-for program in build/gpu_bundle_bench/*_bench; do cp -- "$program" "$folder/bin/"; done
+ARCH=$arch OUT=build/gpu_bundle_bench_$arch NVCC=$nvcc bench/cuda/build.sh
+for program in build/gpu_bundle_bench_$arch/*_bench; do cp -- "$program" "$folder/bin/"; done
 
 echo "tests…"
 shopt -s nullglob

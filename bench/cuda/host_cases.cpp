@@ -177,7 +177,7 @@ class Bench {
                                                 {workspace.data(), workspace.bytes()}, a_.value);
                                      },
                                      finish));
-    line("a plan and the heuristics' first for a new shape", whole_time([&] {
+    line("a plan and the heuristics' first, asked again", whole_time([&] {
            cuda::CublasLtPlan fresh(call.product);
            fresh.candidates(library, workspace.bytes(), 1);
          }));

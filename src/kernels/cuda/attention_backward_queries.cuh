@@ -145,6 +145,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     __syncthreads();
   }
   dq.scale(args.scale);
+  __syncwarp();  // all lanes have read Q's rows
   put_sums<kD>(q_tile, warp_row, 0, dq);
   __syncwarp();
   store_rows<Shape::kRows, kD>(q_tile, head_rows(args.dq, b, h, args.head_size), args.aligned_out,

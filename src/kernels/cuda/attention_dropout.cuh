@@ -9,6 +9,7 @@
 
 #include "core/rng.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/philox.cuh"
 
 namespace gradus::cuda {
 
@@ -28,32 +29,6 @@ struct AttentionDropout {
   float scale;
   bool active;
 };
-
-/// Four words of Philox4x32-10 (core/rng.h).
-struct PhiloxWords {
-  uint32_t word[4];
-};
-
-__device__ inline PhiloxWords philox_words(uint64_t key, uint64_t counter_hi, uint64_t counter_lo) {
-  uint32_t c0 = static_cast<uint32_t>(counter_lo);
-  uint32_t c1 = static_cast<uint32_t>(counter_lo >> 32);
-  uint32_t c2 = static_cast<uint32_t>(counter_hi);
-  uint32_t c3 = static_cast<uint32_t>(counter_hi >> 32);
-  uint32_t key0 = static_cast<uint32_t>(key);
-  uint32_t key1 = static_cast<uint32_t>(key >> 32);
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = uint64_t{0xD2511F53u} * c0;
-    const uint64_t product1 = uint64_t{0xCD9E8D57u} * c2;
-    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ key0;
-    c1 = static_cast<uint32_t>(product1);
-    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ key1;
-    c3 = static_cast<uint32_t>(product0);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  return {{c0, c1, c2, c3}};
-}
 
 /// The draws of one sample and head.
 class HeadDropout {

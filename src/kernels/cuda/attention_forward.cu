@@ -235,6 +235,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     __syncthreads();
   }
   out.scale_rows(factor);
+  __syncwarp();  // all lanes have read Q's rows
   put_sums<kD>(q_tile, warp_row, 0, out);
   __syncwarp();
   store_rows<Shape::kRows, kD>(q_tile, head_rows(args.out, b, h, args.head_size), args.aligned_out,

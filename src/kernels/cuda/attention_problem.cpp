@@ -27,15 +27,6 @@ void check_attention(const char* operation, const AttentionProblem& p) {
           "batch " + text(p.batch) + " or heads " + text(p.heads) + " past 65535");
 }
 
-size_t shared_bytes_limit() {
-  int device = 0;
-  int bytes = 0;
-  GRADUS_CUDA_CHECK(cudaGetDevice(&device));
-  GRADUS_CUDA_CHECK(
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return static_cast<size_t>(bytes);
-}
-
 int padded_head_size(int head_size) {
   for (const int padded : {64, 96, 128}) {
     if (head_size <= padded) return padded;

@@ -14,9 +14,6 @@ void check_attention(const char* operation, const AttentionProblem& problem);
 /// 64, 96, 128 or 256: what a head is padded to in shared memory.
 int padded_head_size(int head_size);
 
-/// Bytes of shared memory that a block may have on the device in use.
-size_t shared_bytes_limit();
-
 /// Rows that begin at multiples of 16 bytes, whatever batch, row and head.
 template <typename E>
 bool aligned_rows(const HeadTensor<E>& tensor) {

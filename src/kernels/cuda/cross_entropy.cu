@@ -415,7 +415,10 @@ void launch_fused(void* dlogits, const LogitRows& in, const RowStatistics& out, 
   const int vectors = rows.columns / N;
   const bool registers = plan.registers && (threads <= kThreads || sizeof(T) == 4);
   const int beyond = std::max(0, vectors - (registers ? kHeld * threads : 0));
-  const int shared = std::min(plan.shared_bytes / kBytes, beyond);
+  // The kernels' own few hundred bytes count too.
+  const size_t most_shared = shared_bytes_limit() - (size_t{3} << 10);
+  const int shared =
+      std::min({plan.shared_bytes / kBytes, static_cast<int>(most_shared / kBytes), beyond});
   const Launch shape{.grid = static_cast<unsigned>(in.rows),
                      .block = static_cast<unsigned>(threads),
                      .shared_bytes = static_cast<size_t>(shared) * kBytes};
@@ -423,8 +426,7 @@ void launch_fused(void* dlogits, const LogitRows& in, const RowStatistics& out, 
     launch(kernel, shape, stream, to, out, from, rows, scale, shared);
   };
   if constexpr (kBytes == 16) {
-    constexpr size_t kMostShared = size_t{224} << 10;  // of an H100's 227 KiB
-    if (plan.blocks > 0 && 2 * static_cast<size_t>(vectors) * kBytes <= kMostShared) {
+    if (plan.blocks > 0 && 2 * static_cast<size_t>(vectors) * kBytes <= most_shared) {
       const Launch streamed{.grid = static_cast<unsigned>(std::min<int64_t>(plan.blocks, in.rows)),
                             .block = static_cast<unsigned>(threads),
                             .shared_bytes = 2 * static_cast<size_t>(vectors) * kBytes};

@@ -46,7 +46,7 @@ void position_embedding_forward(const PositionEmbedding& a, const EmbeddingRows&
 
 /// dweight (V_tp, C) fp32 += the rows of dout summed by token, in index order: no atomics, each
 /// table row has one writer. The order is made first, by counting, in scratch of
-/// token_order_scratch(rows) bytes: a multiple of rows² comparisons, some 20 µs for 16384 rows.
+/// token_order_scratch(rows) bytes: a multiple of rows² comparisons.
 struct TokenEmbeddingGradient {
   float* dweight = nullptr;
   const void* dout = nullptr;       ///< (N, C), residual dtype

@@ -10,6 +10,16 @@
 
 namespace gradus::cuda {
 
+/// Bytes of shared memory that a block may have on the device in use. Throws CudaError.
+inline size_t shared_bytes_limit() {
+  int device = 0;
+  int bytes = 0;
+  GRADUS_CUDA_CHECK(cudaGetDevice(&device));
+  GRADUS_CUDA_CHECK(
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return static_cast<size_t>(bytes);
+}
+
 /// The shape of a launch: launch(kernel, {.grid = rows, .block = 256}, stream, arguments…).
 struct Launch {
   dim3 grid = 1;

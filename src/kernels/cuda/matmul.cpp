@@ -251,16 +251,19 @@ void Matmul::backward_weight(const MatmulBackwardWeight& arguments, cudaStream_t
 
 std::vector<double> Matmul::tune(const MatmulForward& arguments, cudaStream_t stream,
                                  int candidates) {
+  if (arguments.rows == 0) return {};
   return tune(column_major(arguments, tf32_), stream, candidates);
 }
 
 std::vector<double> Matmul::tune(const MatmulBackwardInput& arguments, cudaStream_t stream,
                                  int candidates) {
+  if (arguments.rows == 0) return {};
   return tune(column_major(arguments, tf32_), stream, candidates);
 }
 
 std::vector<double> Matmul::tune(const MatmulBackwardWeight& arguments, cudaStream_t stream,
                                  int candidates) {
+  if (arguments.rows == 0) return {};
   return tune(column_major(arguments, tf32_), stream, candidates);
 }
 

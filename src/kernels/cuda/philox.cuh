@@ -5,8 +5,10 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <string>
 
 #include "core/rng.h"
+#include "kernels/cuda/check.h"
 
 namespace gradus::cuda {
 
@@ -54,7 +56,12 @@ struct RowDropout {
         key(dropout.key),
         first_sample(dropout.first_sample),
         first_position(dropout.first_position),
-        positions(static_cast<uint32_t>(positions_of_a_sample)) {}
+        positions(static_cast<uint32_t>(positions_of_a_sample)) {
+    if (positions_of_a_sample < 1 || positions_of_a_sample > INT32_MAX) {
+      throw_shape_error("dropout: " + std::to_string(positions_of_a_sample) +
+                        " positions a sample, expected 1 to 2147483647");
+    }
+  }
 
   /// The counters of a row: made once, used for all of its columns.
   struct Row {

@@ -98,11 +98,6 @@ __device__ inline void cp_async_16(void* shared, const void* global) {
 #endif
 }
 
-/// Copies 16 bytes, or writes 16 zeros and reads nothing.
-__device__ inline void cp_async_16_or_zero(void* shared, const void* global, bool valid) {
-  cp_async_16(shared, global, valid ? 16 : 0);
-}
-
 /// Makes one group of the thread's copies since the last commit (of none, too).
 __device__ inline void cp_async_commit() {
 #if defined(__CUDACC__)

@@ -275,18 +275,17 @@ template <typename E>
 AttentionErrors run_attention_case(const AttentionCase& c) {
   AttentionProblem p = c.problem;
   std::mt19937_64 random(c.seed);
-  const auto dense = [&](int64_t T, int64_t H, int64_t first_head, int64_t all_heads) {
+  const auto dense = [&](int64_t T, int64_t first_head, int64_t all_heads) {
     const int64_t row = all_heads * p.head_size + c.row_padding;
-    return std::pair(Slice{first_head * p.head_size, T * row, row, p.head_size},
-                     p.batch * T * row + 0 * H);
+    return std::pair(Slice{first_head * p.head_size, T * row, row, p.head_size}, p.batch * T * row);
   };
   const int all = p.heads + 2 * p.kv_heads;
-  const auto [q_slice, q_count] = dense(p.queries, p.heads, 0, c.packed ? all : p.heads);
+  const auto [q_slice, q_count] = dense(p.queries, 0, c.packed ? all : p.heads);
   const auto [k_slice, k_count] =
-      dense(p.keys, p.kv_heads, c.packed ? p.heads : 0, c.packed ? all : p.kv_heads);
+      dense(p.keys, c.packed ? p.heads : 0, c.packed ? all : p.kv_heads);
   const auto [v_slice, v_count] =
-      dense(p.keys, p.kv_heads, c.packed ? p.heads + p.kv_heads : 0, c.packed ? all : p.kv_heads);
-  const auto [out_slice, out_count] = dense(p.queries, p.heads, 0, p.heads);
+      dense(p.keys, c.packed ? p.heads + p.kv_heads : 0, c.packed ? all : p.kv_heads);
+  const auto [out_slice, out_count] = dense(p.queries, 0, p.heads);
   Operand<E> q(q_count, &random), k(k_count, &random), v(v_count, &random),
       dout(out_count, &random);
   Operand<E> out(out_count, nullptr), dq(q_count, nullptr), dk(k_count, nullptr),
