@@ -64,7 +64,7 @@ function(gradus_cuda_test name)
       add_test(NAME ${name}.seed_${seed} COMMAND ${target} --gtest_brief=1
                WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
       set_tests_properties(${name}.seed_${seed} PROPERTIES
-        TIMEOUT 300 LABELS cuda ENVIRONMENT GRADUS_CUDASIM_SEED=${seed})
+        TIMEOUT ${GRADUS_TEST_TIMEOUT} LABELS cuda ENVIRONMENT GRADUS_CUDASIM_SEED=${seed})
     endif()
   endforeach()
 endfunction()

@@ -51,6 +51,12 @@ endif()
 target_compile_options(gradus_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${options}>")
 unset(options)
 
+# Seconds for a test program that says nothing else: a hang is what it is there to end.
+set(GRADUS_TEST_TIMEOUT 300)
+if(GRADUS_SANITIZE)
+  set(GRADUS_TEST_TIMEOUT 900)
+endif()
+
 # gradus_library(NAME SOURCES file… LINK target…): one static library per folder of src/.
 function(gradus_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINK;PRIVATE_LINK" ${ARGN})
@@ -69,7 +75,7 @@ function(gradus_test name)
                                           GTest::gtest_main GTest::gmock)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
   if(NOT ARG_TIMEOUT)
-    set(ARG_TIMEOUT 300)
+    set(ARG_TIMEOUT ${GRADUS_TEST_TIMEOUT})
   endif()
   add_test(NAME ${name} COMMAND ${target} --gtest_brief=1
            WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")

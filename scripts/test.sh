@@ -43,4 +43,4 @@ if [ "$preset" = cuda ] && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
   echo "CUDA kernels: compiled, not run: there is no GPU here"
   exit 0
 fi
-ctest --test-dir "$build" --output-on-failure --timeout 600 -j "$(nproc)" "${labels[@]}"
+ctest --test-dir "$build" --output-on-failure --timeout 900 -j "$(nproc)" "${labels[@]}"
