@@ -16,9 +16,8 @@ using Action = std::function<int(Bootstrap&)>;
 void require_one_rank(const Bootstrap& bootstrap, const char* command);
 
 /// Tells of threads that were asked for and cannot be had (core/thread_team.h), or that are more
-/// than the cores of a rank: what the lowest
-/// rank has to say, on the first rank; empty elsewhere, and where every rank has all of its
-/// threads. Collective over the job.
+/// than the cores of a rank: what the lowest rank has to say, on the first rank; empty elsewhere,
+/// and where every rank has all of its threads. Collective over the job.
 std::string shortage_of_threads(Bootstrap& bootstrap, const Executor& x);
 
 // Each adds a subcommand, its options and its help to the program, and sets `action` when the user
